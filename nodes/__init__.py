@@ -1,0 +1,1 @@
+"""The canvas: a node is a schema and ten lines of execute."""

@@ -1,0 +1,1 @@
+"""The training backend. It knows no node, no server and no canvas."""

@@ -1,0 +1,1 @@
+"""What is trained on: one Protocol, two implementations."""

@@ -1,0 +1,59 @@
+"""What the training loop asks of a model, and the little data that passes between them."""
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from .families import Family
+
+
+@dataclass
+class Conditioning:
+    """One caption's embeddings: context (1, tokens, width), pooled (1, width) where the family has it."""
+
+    context: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """One micro-batch. latents (B, C, H/8, W/8); one Conditioning or one caption a row; sizes for SDXL's time ids."""
+
+    latents: torch.Tensor
+    captions: list[str]
+    conditioning: list[Conditioning] | None = None  # None while text encoders are trained
+    sizes: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)  # original h, w, crop top, left, target h, w
+
+
+class TrainableModel(Protocol):
+    """A base model that adapters can be trained on, behind ComfyUI or behind diffusers."""
+
+    family: Family
+    prediction: str  # "epsilon" or "v_prediction"
+    alphas_cumprod: torch.Tensor  # (T,) fp32 on CPU
+    device: torch.device
+    name: str  # of the checkpoint, as far as it is known
+
+    def modules(self, text_encoders: bool) -> dict[str, torch.nn.Module]:
+        """The networks to adapt by kohya prefix: {"lora_unet": …, "lora_te": …} (or lora_te1, lora_te2)."""
+
+    def layer_names(self, prefix: str) -> dict[str, str]:
+        """Own module path -> diffusers' module path, for every weight of that network that can be adapted."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in 0..1 -> latents (B, C, H/8, W/8) fp32 on CPU, scaled as the model expects them."""
+
+    def encode_captions(self, captions: list[str]) -> list[Conditioning]:
+        """One Conditioning a caption; keeps the graph where gradients are enabled."""
+
+    def release_encoders(self, text_encoders: bool) -> None:
+        """Take the VAE (and, unless they are trained, the text encoders) off the device."""
+
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool) -> AbstractContextManager[None]:
+        """Everything that is changed for a run, undone on every way out."""
+
+    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
+        """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and integer timesteps (B,)."""

@@ -1,0 +1,247 @@
+"""The one description of a training run: frozen dataclasses that round-trip through plain dicts and YAML.
+
+Knows nothing of models, nodes or files: every choice is checked here, before anything is loaded or allocated.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from .errors import LoomError
+
+ALGORITHMS = ("lora", "dora")
+TARGETS = ("attention", "attention+ff", "all linear", "all linear+conv")
+OPTIMIZERS = ("adamw",)
+SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+PRECISIONS = ("auto", "fp32", "bf16")
+SAVE_DTYPES = ("fp16", "bf16", "fp32")
+
+
+def _limit(owner: str, name: str, value: Any, low: float, high: float) -> None:
+    """Raise LoomError unless low <= value <= high (and value is a finite number)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise LoomError(f"{owner}.{name} is {value!r}, which is not a number: it takes {low:g} to {high:g}")
+    if value < low:
+        raise LoomError(f"{name} {value:g} is below {low:g}: {owner}.{name} takes {low:g} to {high:g}")
+    if value > high:
+        raise LoomError(f"{name} {value:g} is above {high:g}: {owner}.{name} takes {low:g} to {high:g}")
+
+
+def _choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1, 0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise LoomError(f"{name} {value!r} is unknown: {owner}.{name} is one of {', '.join(choices)}{hint}")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is added to the base model. `alpha / rank` scales the adapters' output (Hu et al. 2021, arXiv:2106.09685)."""
+
+    algorithm: str = "lora"
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = "attention"
+    target_modules: tuple[str, ...] = ()  # regular expressions over diffusers' layer names; they replace `targets`
+    train_text_encoder: bool = False
+
+    def validate(self) -> None:
+        _choice("LoRAConfig", "algorithm", self.algorithm, ALGORITHMS)
+        _limit("LoRAConfig", "rank", self.rank, 1, 512)
+        _limit("LoRAConfig", "alpha", self.alpha, 0.001, 4096)
+        _limit("LoRAConfig", "dropout", self.dropout, 0, 0.9)
+        _choice("LoRAConfig", "targets", self.targets, TARGETS)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and a diffusers learning-rate schedule."""
+
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-4
+    text_encoder_lr: float = 1e-5
+    scheduler: str = "constant_with_warmup"
+    warmup_steps: int = 0
+    cycles: int = 1
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0  # 0 switches clipping off
+
+    def validate(self) -> None:
+        _choice("LoRAConfig", "optimizer", self.optimizer, OPTIMIZERS)
+        _choice("LoRAConfig", "scheduler", self.scheduler, SCHEDULERS)
+        _limit("TrainLoRA", "learning_rate", self.learning_rate, 1e-8, 1.0)
+        _limit("LoRAConfig", "text_encoder_lr", self.text_encoder_lr, 0, 1.0)
+        _limit("LoRAConfig", "warmup_steps", self.warmup_steps, 0, 1_000_000)
+        _limit("LoRAConfig", "cycles", self.cycles, 1, 1000)
+        _limit("LoRAConfig", "weight_decay", self.weight_decay, 0, 10)
+        _limit("LoRAConfig", "beta1", self.beta1, 0, 0.9999)
+        _limit("LoRAConfig", "beta2", self.beta2, 0, 0.999999)
+        _limit("LoRAConfig", "max_grad_norm", self.max_grad_norm, 0, 1e6)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Loss in the model's own target space, weighted by min-SNR-γ (Hang et al. 2023, arXiv:2303.09556)."""
+
+    min_snr_gamma: float = 5.0  # 0 switches the weighting off
+    noise_offset: float = 0.0
+    caption_dropout: float = 0.05  # the share of captions replaced by the empty one
+
+    def validate(self) -> None:
+        _limit("LoRAConfig", "min_snr_gamma", self.min_snr_gamma, 0, 100)
+        _limit("LoRAConfig", "noise_offset", self.noise_offset, 0, 1)
+        _limit("LoRAConfig", "caption_dropout", self.caption_dropout, 0, 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, in which precision. `steps` counts optimizer steps; `epochs` is used where steps is 0."""
+
+    steps: int = 1000
+    epochs: int = 0
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def validate(self) -> None:
+        _limit("TrainLoRA", "steps", self.steps, 0, 1_000_000)
+        _limit("TrainLoRA", "epochs", self.epochs, 0, 100_000)
+        if self.steps == 0 and self.epochs == 0:
+            raise LoomError("steps 0 and epochs 0 leave nothing to train: set TrainLoRA.steps to 1 or more, or set epochs instead")
+        _limit("TrainLoRA", "batch_size", self.batch_size, 1, 256)
+        _limit("LoRAConfig", "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 1024)
+        _choice("LoRAConfig", "precision", self.precision, PRECISIONS)
+        _limit("TrainLoRA", "seed", self.seed, 0, 2**64 - 1)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """The result's name and how often it is saved on the way (0: only at the end)."""
+
+    name: str = "my_lora"
+    save_steps: int = 0
+    save_dtype: str = "fp16"
+
+    def validate(self) -> None:
+        check_name(self.name)
+        _limit("LoRAConfig", "save_steps", self.save_steps, 0, 1_000_000)
+        _choice("LoRAConfig", "save_dtype", self.save_dtype, SAVE_DTYPES)
+
+
+@dataclass(frozen=True)
+class LoomConfig:
+    """A whole run except its model and its pictures, which the caller hands in."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def validate(self) -> "LoomConfig":
+        """Raise LoomError for the first impossible value; return self so that it can be chained."""
+        for part in dataclasses.fields(self):
+            getattr(self, part.name).validate()
+        return self
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain lists, numbers and strings, fit for YAML and JSON."""
+        tree = dataclasses.asdict(self)
+        tree["adapter"]["target_modules"] = list(self.adapter.target_modules)
+        return tree
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> "LoomConfig":
+        """Inverse of `to_dict`. Unknown keys raise LoomError naming the nearest valid one."""
+        parts = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        _known(tree, tuple(parts), "a run's configuration")
+        return cls(**{name: _build(part, tree.get(name) or {}, name) for name, part in parts.items()})
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "LoomConfig":
+        return cls.from_dict(yaml.safe_load(text) or {})
+
+    def replace(self, **parts: dict[str, Any]) -> "LoomConfig":
+        """A copy with single values changed: `config.replace(train={"steps": 5})`."""
+        return dataclasses.replace(self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in parts.items()})
+
+
+def _known(given: dict, valid: tuple[str, ...], where: str) -> None:
+    if not isinstance(given, dict):
+        raise LoomError(f"{where} is {given!r}: it must be a mapping of names to values")
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, 1, 0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise LoomError(f"key {key!r} in {where} is unknown: {hint}Valid keys are {', '.join(valid)}")
+
+
+def _build(part: type, values: dict[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(part)}
+    _known(values, tuple(fields), where)
+    default = part()
+    return part(**{name: coerce(f"{where}.{name}", value, getattr(default, name)) for name, value in values.items()})
+
+
+def coerce(name: str, value: Any, like: Any) -> Any:
+    """`value` as the type of the default `like`; YAML reads 1e-4 as text, so numbers in text are taken."""
+    try:
+        if isinstance(like, bool):
+            if isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+                return value.strip().lower() in ("true", "yes", "on", "1")
+            if isinstance(value, bool) or value in (0, 1):
+                return bool(value)
+            raise ValueError
+        if isinstance(like, int):
+            number = float(value)
+            if isinstance(value, bool) or number != int(number):
+                raise ValueError
+            return int(value) if isinstance(value, int) else int(number)
+        if isinstance(like, float):
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        if isinstance(like, tuple):
+            return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
+        if value is None or isinstance(value, (dict, list)):
+            raise ValueError
+        return str(value)
+    except (TypeError, ValueError, OverflowError):
+        kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of text"}.get(type(like), "text")
+        raise LoomError(f"{name} is {value!r}: it must be {kind}, for example {like!r}") from None
+
+
+_WINDOWS = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+
+def check_name(name: str) -> str:
+    """The LoRA's name if it is a plain file name on every system; raises LoomError otherwise.
+
+    One level of sub-folders would leave ComfyUI's loras folder to chance, so separators are refused too.
+    """
+    rule = 'TrainLoRA.name takes a plain file name without any of \\ / : * ? " < > | or control characters'
+    if not isinstance(name, str) or not name.strip():
+        raise LoomError(f"name {name!r} is empty: {rule}, for example my_lora")
+    bad = sorted({c for c in name if c in '\\/:*?"<>|' or ord(c) < 32 or ord(c) == 127})
+    if bad:
+        raise LoomError(f"name {name!r} has {' '.join(repr(c) for c in bad)}: {rule}; leave them out")
+    if name.strip(" .") != name:
+        raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it")
+    if name.split(".")[0].lower() in _WINDOWS:
+        raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}")
+    if len(name.encode("utf-8")) > 120:
+        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: TrainLoRA.name takes up to 120")
+    return name
