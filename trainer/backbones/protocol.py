@@ -1,6 +1,7 @@
 """What the training loop asks of a model, and the little data that passes between them."""
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -57,3 +58,9 @@ class TrainableModel(Protocol):
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and integer timesteps (B,)."""
+
+
+def join_contexts(contexts: list[torch.Tensor]) -> torch.Tensor:
+    """(B, tokens, width) from rows of (1, n·77, width): repeating a context leaves cross-attention unchanged."""
+    length = math.lcm(*(c.shape[1] for c in contexts))
+    return torch.cat([c.repeat(1, length // c.shape[1], 1) for c in contexts])

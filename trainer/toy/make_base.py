@@ -46,12 +46,12 @@ def fields(count: int, generator: torch.Generator) -> torch.Tensor:
 def train_vae(steps: int, batch: int, pool, device: str, log) -> AutoencoderTiny:
     """L1 with a pull to zero mean and unit variance per latent channel, and a little latent noise for smoothness."""
     vae = AutoencoderTiny(**arch.VAE).to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=8e-4, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-4, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1.2e-3, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.2e-3, total_steps=steps, pct_start=0.1)
     rng, generator = random.Random(1), torch.Generator().manual_seed(1)
     for step in range(steps):
-        images, _ = drawn(pool, batch - batch // 4, rng)
-        x = torch.cat([to_tensor(images), fields(batch // 4, generator)]).to(device)
+        images, _ = drawn(pool, batch - batch // 8, rng)
+        x = torch.cat([to_tensor(images), fields(batch // 8, generator)]).to(device)
         if step < 0.92 * steps:  # quarter-size crops cost a quarter, and convolutions do not mind
             top, left = rng.randint(0, arch.SIZE // 2), rng.randint(0, arch.SIZE // 2)
             x = x[..., top:top + arch.SIZE // 2, left:left + arch.SIZE // 2]
@@ -96,7 +96,7 @@ def train_unet(vae, steps: int, batch: int, pictures: int, pool, device: str, lo
     torch.manual_seed(2)
     unet = UNet2DConditionModel(**arch.UNET).to(device)
     text = CLIPTextModel(CLIPTextConfig(**arch.TEXT)).to(device)
-    text.text_model.embeddings.token_embedding.weight.data.normal_(0, 0.3)  # a word never trained still says something
+    getattr(text, "text_model", text).embeddings.token_embedding.weight.data.normal_(0, 0.3)  # a word never trained still says something
     images, captions = drawn(pool, pictures, random.Random(3))
     with torch.no_grad():
         latents = torch.cat([vae.encoder(to_tensor(images[i:i + 64]).to(device)) for i in range(0, pictures, 64)])
@@ -141,7 +141,7 @@ def train_unet(vae, steps: int, batch: int, pictures: int, pool, device: str, lo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=arch.WEIGHTS)
-    parser.add_argument("--vae-steps", type=int, default=1200)
+    parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--vae-from", type=Path, help="take the autoencoder from this file instead of training it")
     parser.add_argument("--unet-steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=64)
@@ -157,11 +157,22 @@ def main() -> None:
         vae = vae.to(options.device).eval()
     else:
         vae = train_vae(options.vae_steps, 16, trained, options.device, log)
+    with torch.no_grad():
+        images, _ = drawn(held_out, 64, random.Random(5))
+        x = to_tensor(images).to(options.device)
+        back = vae.decoder(vae.encoder(x)).clamp(-1, 1)
+    log(f"autoencoder: L1 {F.l1_loss(back, x).item():.4f} of 2 on 64 drawn pictures")
+
+    def write(parts: dict[str, torch.nn.Module]) -> None:
+        tensors = {f"{name}.{k}": v.to(torch.float16).contiguous().cpu() for name, part in parts.items() for k, v in part.state_dict().items()
+                   if not k.endswith("position_ids")}
+        # transformers 5 dropped the prefix that every checkpoint in the wild has
+        tensors = {k.replace("text_encoder.", "text_encoder.text_model.") if k.startswith("text_encoder.") and ".text_model." not in k else k: v
+                   for k, v in tensors.items()}
+        save_file(tensors, options.out, metadata={"lora_loom.arch": json.dumps({"unet": arch.UNET, "text_encoder": arch.TEXT, "vae": arch.VAE})})
 
     def save(unet, text) -> None:
-        parts = {"unet": unet, "text_encoder": text, "vae": vae}
-        tensors = {f"{name}.{k}": v.to(torch.float16).contiguous().cpu() for name, part in parts.items() for k, v in part.state_dict().items() if not k.endswith("position_ids")}
-        save_file(tensors, options.out, metadata={"lora_loom.arch": json.dumps({"unet": arch.UNET, "text_encoder": arch.TEXT, "vae": arch.VAE})})
+        write({"unet": unet, "text_encoder": text, "vae": vae})
         share, images = score(unet, text, vae, held_out[:50])
         log(f"saved {options.out.name}: {share:.0%} of 50 held-out captions right")
         sheet = Image.new("RGB", (640, 320))
@@ -169,6 +180,8 @@ def main() -> None:
             sheet.paste(image, (i % 10 * 64, i // 10 * 64))
         sheet.save(options.out.with_suffix(".png"))
 
+    if not options.vae_from:
+        write({"vae": vae})
     unet, text = train_unet(vae, options.unet_steps, options.batch, options.pictures, trained, options.device, log, save)
     save(unet, text)
     share, _ = score(unet, text, vae, held_out)

@@ -1,0 +1,259 @@
+"""The flat YAML: every key arrives where it belongs, and every mistake names itself, the rule and the remedy."""
+import dataclasses
+import json
+import struct
+
+import pytest
+import yaml
+from lora_loom.trainer import config as config_module
+from lora_loom.trainer import presets
+from lora_loom.trainer.config import LoomConfig
+from lora_loom.trainer.errors import LoomError
+from lora_loom.trainer.yaml_config import KEYS, describe, load_job
+
+FULL = """
+train_data_dir: pictures
+metadata_path: captions/metadata.csv
+base_model: model.safetensors
+lora_rank: 8
+lora_alpha: 4
+lora_dropout: 0.1
+algorithm: dora
+lora_target_modules: attention+ff
+train_text_encoder: yes
+learning_rate: 2e-4
+text_encoder_lr: 3e-5
+optimizer: AdamW
+lr_scheduler: cosine
+lr_warmup_steps: 10
+weight_decay: 0.02
+max_grad_norm: 0.5
+min_snr_gamma: 4
+noise_offset: 0.03
+caption_dropout: 0.2
+epochs: 7
+batch_size: 2
+gradient_accumulation_steps: 3
+gradient_checkpointing: true
+mixed_precision: bf16
+seed: 42
+resolution: 768
+min_size: 256
+caption_source: metadata
+trigger_word: 织机
+repeats: 5
+flip: true
+buckets: false
+output_dir: results
+output_name: my_织机
+save_steps: 50
+save_precision: bf16
+log_dir: logs
+device: cpu
+task_type: text-to-image
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions" / "metadata.csv").write_text("filename,prompt\n", encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(checkpoint(768))
+    return tmp_path
+
+
+def checkpoint(width, layer="model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"):
+    """A safetensors header as a checkpoint has it, without the weights: nothing else may be read."""
+    header = json.dumps({layer: {"dtype": "F16", "shape": [640, width], "data_offsets": [0, 1280 * width]}}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def job_of(folder, text="", head="train_data_dir: pictures\nbase_model: toy_base\n"):
+    path = folder / "run.yaml"
+    path.write_text(head + text, encoding="utf-8")
+    return load_job(path)
+
+
+def error_of(folder, text, **head):
+    with pytest.raises(LoomError) as caught:
+        job_of(folder, text, **head)
+    return str(caught.value)
+
+
+def test_every_key_arrives(folder):
+    job = job_of(folder, FULL, head="")
+    assert (job.data, job.metadata) == (folder / "pictures", folder / "captions" / "metadata.csv")
+    assert job.base_model == str(folder / "model.safetensors")
+    assert (job.output_dir, job.log_dir, job.device) == (folder / "results", folder / "logs", "cpu")
+    assert job.dataset == {"resolution": 768, "min_size": 256, "caption_source": "metadata", "trigger_word": "织机",
+                           "repeats": 5, "flip": True, "buckets": False}
+    assert job.config.to_dict() == {
+        "adapter": {"algorithm": "dora", "rank": 8, "alpha": 4.0, "dropout": 0.1, "targets": "attention+ff", "target_modules": [],
+                    "train_text_encoder": True},
+        "optim": {"optimizer": "adamw", "learning_rate": 2e-4, "text_encoder_lr": 3e-5, "scheduler": "cosine", "warmup_steps": 10,
+                  "cycles": 1, "weight_decay": 0.02, "beta1": 0.9, "beta2": 0.999, "max_grad_norm": 0.5},
+        "loss": {"min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2},
+        "train": {"steps": 0, "epochs": 7, "batch_size": 2, "gradient_accumulation_steps": 3, "precision": "bf16",
+                  "gradient_checkpointing": True, "seed": 42},
+        "output": {"name": "my_织机", "save_steps": 50, "save_dtype": "bf16"},
+    }
+
+
+def test_the_table_points_at_fields_that_exist():
+    tree = LoomConfig().to_dict()
+    for key in KEYS:
+        owner, name = key.where.split(".")
+        assert owner in ("run", "dataset") or name in tree[owner], key
+    assert len({key.name for key in KEYS}) == len({key.where for key in KEYS}) == len(KEYS)
+
+
+def test_the_least_is_enough_and_has_the_shipped_defaults(folder):
+    job = job_of(folder)
+    assert job.config == LoomConfig() and job.config.train.steps == 1000
+    assert (job.dataset["resolution"], job.dataset["min_size"]) == (64, 64)  # the toy base's own size
+    assert (job.output_dir, job.log_dir, job.metadata, job.device) == (folder / "output", None, None, "auto")
+
+
+@pytest.mark.parametrize("width, family, resolution", [(768, "sd15", 512), (1024, "sd2", 512), (2048, "sdxl", 1024)])
+def test_the_family_and_its_resolution_come_from_headers_alone(folder, width, family, resolution):
+    (folder / "model.safetensors").write_bytes(checkpoint(width))
+    (folder / "pipeline" / "unet").mkdir(parents=True)
+    (folder / "pipeline" / "unet" / "config.json").write_text(json.dumps({"cross_attention_dim": width}))
+    if family == "sdxl":
+        (folder / "pipeline" / "text_encoder_2").mkdir()
+    for base in ("model.safetensors", "pipeline"):
+        job = job_of(folder, head=f"train_data_dir: pictures\nbase_model: {base}\n")
+        assert job.family.id == family
+        assert (job.dataset["resolution"], job.dataset["min_size"]) == (resolution, 512)
+
+
+@pytest.mark.parametrize("text", ["", FULL, "preset: style\nepochs: 3\n", "lora_target_modules: [to_q, 'attn2.*to_k$']\n"])
+def test_describe_is_a_configuration_of_the_same_job(folder, text):
+    job = job_of(folder, text, head="") if text is FULL else job_of(folder, text)
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "again.yaml").write_text(describe(job), encoding="utf-8")
+    assert load_job(folder / "elsewhere" / "again.yaml") == job
+
+
+def test_steps_and_epochs(folder):
+    train = job_of(folder, "epochs: 4\n").config.train
+    assert (train.steps, train.epochs) == (0, 4)
+    job = job_of(folder, "epochs: 4\nmax_train_steps: 20\n")
+    assert (job.config.train.steps, job.config.train.epochs) == (20, 0)
+    assert "epochs 4 is not used: max_train_steps 20 decides" in describe(job)
+    assert job_of(folder, "epochs: 4\nmax_train_steps: 0\n").config.train.epochs == 4
+    assert "nothing to train" in error_of(folder, "max_train_steps: 0\n")
+
+
+def test_a_preset_is_the_start_and_keys_win(folder):
+    job = job_of(folder, "preset: style\nlora_rank: 4\nlora_alpha: 4\n")
+    assert job.config == presets.merge(presets.load("style"), {"adapter": {"rank": 4, "alpha": 4}})
+    assert job.config.train.steps == presets.load("style")["train"]["steps"]
+    assert "counts 8-fold" not in describe(job) and job.notes == ()
+    assert "lora_alpha is 32, not 4" in describe(job_of(folder, "preset: style\nlora_rank: 4\n"))
+    assert job_of(folder, "preset: style\nlora_target_modules: all linear\n").config.adapter.targets == "all linear"
+
+
+@pytest.mark.parametrize("written, meant", [
+    ("attention+ff", {"targets": "attention+ff"}),
+    ("[all linear]", {"targets": "all linear"}),
+    ("to_q", {"target_modules": (r"(^|\.)to_q$",)}),
+    ("[to_q, to_out.0]", {"target_modules": (r"(^|\.)to_q$", r"(^|\.)to_out\.0$")}),
+    (r"['\.attn2\.to_(k|v)$']", {"target_modules": (r"\.attn2\.to_(k|v)$",)}),
+])
+def test_target_modules(folder, written, meant):
+    adapter = job_of(folder, f"lora_target_modules: {written}\n").config.adapter
+    assert adapter == dataclasses.replace(config_module.AdapterConfig(), **meant)
+
+
+@pytest.mark.parametrize("written, meant", [("no", "fp32"), ("fp32", "fp32"), ("'no'", "fp32"), ("BF16", "bf16"), ("auto", "auto")])
+def test_mixed_precision(folder, written, meant):
+    assert job_of(folder, f"mixed_precision: {written}\n").config.train.precision == meant
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("lora_rnak: 8", ["'lora_rnak'", "unknown", "did you mean 'lora_rank'", "Valid keys are"]),
+    ("lr_shceduler: cosine", ["'lr_shceduler'", "did you mean 'lr_scheduler'"]),
+    ("zzz: 1", ["'zzz'", "unknown", "Valid keys are"]),
+    ("lora_rank: 0", ["lora_rank 0", "below 1", "1 to 512"]),
+    ("lora_rank: 1.5", ["lora_rank 1.5", "whole number"]),
+    ("lora_rank: .inf", ["lora_rank inf", "whole number"]),
+    ("lora_rank: many", ["lora_rank 'many'", "whole number"]),
+    ("lora_rank: [8]", ["lora_rank [8]", "whole number"]),
+    ("learning_rate: .nan", ["learning_rate nan", "not a number"]),
+    ("learning_rate: fast", ["learning_rate 'fast'", "must be a number"]),
+    ("learning_rate: 2", ["learning_rate 2", "above 1"]),
+    ("train_text_encoder: maybe", ["train_text_encoder 'maybe'", "true or false"]),
+    ("optimizer: AdamW8bit", ["optimizer 'AdamW8bit'", "one of adamw", "did you mean 'adamw'"]),
+    ("scheduler: cosin", ["scheduler 'cosin'", "did you mean 'cosine'"]),
+    ("algorithm: lokr", ["algorithm 'lokr'", "lora, dora"]),
+    ("mixed_precision: fp16", ["mixed_precision 'fp16'", "bf16"]),
+    ("save_precision: int8", ["save_precision 'int8'", "fp16, bf16, fp32"]),
+    ("task_type: text-generation", ["task_type 'text-generation'", "text-to-image"]),
+    ("device: gpu", ["device 'gpu'", "auto, cpu, cuda"]),
+    ("caption_source: sidcar", ["caption_source 'sidcar'", "did you mean 'sidecar'"]),
+    ("resolution: 8", ["resolution 8", "64 to 4096"]),
+    ("repeats: 0", ["repeats 0", "1 to"]),
+    ("preset: styl", ["preset 'styl'", "did you mean 'style'"]),
+    ("lora_target_modules: []", ["lora_target_modules []", "attention"]),
+    ("lora_target_modules: ['to_(q']", ["'to_(q'", "regular expression"]),
+    ("lora_target_modules: [to_q, attention]", ["'attention'", "alone"]),
+    ("output_name: ../evil", ["output_name '../evil'", "'/'"]),
+    ("output_name: con", ["output_name 'con'", "reserved by Windows"]),
+    ("metadata_path: captions.txt", ["metadata_path 'captions.txt'", ".csv or .jsonl"]),
+    ("metadata_path: gone.csv", ["metadata_path 'gone.csv'", "not a file"]),
+    ("seed: -1", ["seed -1", "below 0"]),
+    ("epochs: 1\nepochs: 2", ["'epochs'", "twice", "lines 3 and 4"]),
+    ("scheduler: cosine\nlr_scheduler: linear", ["lr_scheduler", "another name of scheduler"]),
+    ('log_dir: "C:\\new"', ["log_dir", "control character", "single quotes"]),
+    ('log_dir: "C:\\Users"', ["line 3", "single quotes"]),
+    ("a: [", ["not YAML", "line"]),
+])
+def test_mistakes_name_key_value_and_rule(folder, text, parts):
+    message = error_of(folder, text + "\n")
+    assert all(part in message for part in parts), message
+    assert "\n" not in message.split("Valid keys")[0]
+
+
+@pytest.mark.parametrize("head, parts", [
+    ("", ["it must hold lines such as"]),
+    ("- 1\n", ["it must hold lines such as"]),
+    ("base_model: toy_base\n", ["train_data_dir is missing", "run.yaml", "required"]),
+    ("train_data_dir: pictures\n", ["base_model is missing"]),
+    ("train_data_dir: pictures\nbase_model:\n", ["base_model is missing"]),
+    ("train_data_dir: nowhere\nbase_model: toy_base\n", ["train_data_dir 'nowhere'", "not a folder"]),
+    ("train_data_dir: pictures\nbase_model: some/model-v1-5\n", ["base_model 'some/model-v1-5'", "nothing is downloaded", "toy_base"]),
+    ("train_data_dir: pictures\nbase_model: captions\n", ["base_model 'captions'", "unet/config.json"]),
+    ("train_data_dir: pictures\nbase_model: old.ckpt\n", ["base_model 'old.ckpt'", ".safetensors"]),
+    ("train_data_dir: pictures\nbase_model: cut.safetensors\n", ["base_model 'cut.safetensors'", "copy it again"]),
+    ("train_data_dir: pictures\nbase_model: junk.safetensors\n", ["base_model 'junk.safetensors'", "copy it again"]),
+    ("train_data_dir: pictures\nbase_model: flux.safetensors\n", ["base_model 'flux.safetensors'", "SD1.5, SD2.x and SDXL"]),
+])
+def test_what_is_missing_is_named(folder, head, parts):
+    (folder / "old.ckpt").write_bytes(b"")
+    (folder / "cut.safetensors").write_bytes(checkpoint(768)[:40])
+    (folder / "junk.safetensors").write_bytes(b"\xff" * 100)
+    (folder / "flux.safetensors").write_bytes(checkpoint(3072, "double_blocks.0.img_attn.qkv.weight"))
+    message = error_of(folder, "", head=head)
+    assert all(part in message for part in parts), message
+
+
+def test_files_from_other_systems(folder):
+    text = "train_data_dir: pictures\nbase_model: toy_base\ntrigger_word: 织机\n"
+    (folder / "bom.yaml").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_job(folder / "bom.yaml").dataset["trigger_word"] == "织机"
+    (folder / "gbk.yaml").write_bytes(text.encode("gbk"))
+    with pytest.raises(LoomError, match="not UTF-8.*save it as UTF-8"):
+        load_job(folder / "gbk.yaml")
+    with pytest.raises(LoomError, match="cannot be read"):
+        load_job(folder / "absent.yaml")
+
+
+def test_only_plain_data_is_read(folder):
+    assert "not YAML" in error_of(folder, "seed: !!python/object/apply:os.getcwd []\n")
+
+
+def test_a_saved_nested_config_is_refused_by_name(folder):
+    message = error_of(folder, yaml.safe_dump({"adapter": {"rank": 4}}))
+    assert "'adapter'" in message and "unknown" in message

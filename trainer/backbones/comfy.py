@@ -1,0 +1,202 @@
+"""ComfyUI's loaded models as a TrainableModel. The only file of the trainer that imports comfy.*
+
+The base weights stay where ComfyUI holds them: no copy, no alias, no change. See frozen.py.
+"""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_sampling
+import comfy.ops
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+import torch.utils.checkpoint
+
+from ..errors import LoomError
+from .families import FAMILIES, Family
+from .frozen import replaced_forward, weights_on_demand
+from .protocol import Batch, Conditioning, join_contexts
+
+_OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # newer than 0.3.64
+_TEXT_ENCODERS = {"toy": ("clip_l",), "sd15": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
+
+
+@contextmanager
+def fetch(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """(weight, bias) as ComfyUI would use them now: paged in, dequantized, with stacked LoRAs, in `like`'s dtype."""
+    if getattr(layer, "weight", None) is None:
+        yield None, None
+        return
+    if not hasattr(layer, "comfy_cast_weights"):  # not one of ComfyUI's layers
+        cast = [None if p is None else p.detach().to(like) for p in (layer.weight, layer.bias)]
+        yield cast[0], cast[1]
+        return
+    got = comfy.ops.cast_bias_weight(layer, like, **({"offloadable": True} if _OFFLOADABLE else {}))
+    try:
+        yield got[0], got[1]
+    finally:
+        if len(got) > 2:
+            comfy.ops.uncast_bias_weight(layer, *got)
+
+
+def detect(model) -> Family:
+    """The family of a ComfyUI MODEL; LoomError where it is none that can be trained yet."""
+    config, known = model.model.model_config, comfy.supported_models
+    supported = "SD1.5, SD2.x and SDXL base models"
+    kind = type(config).__name__
+    if not hasattr(model.model.diffusion_model, "input_blocks"):
+        raise LoomError(f"MODEL is of the family {kind}, which LoRA Loom cannot train yet: TrainLoRA.model takes {supported}; load one of these")
+    channels = config.unet_config.get("in_channels", 4)
+    if channels != 4:
+        raise LoomError(f"MODEL has {channels} input channels (an inpainting or edit model): TrainLoRA.model takes {supported} with 4; load the plain one")
+    if "loom_family" in type(config).__dict__:
+        return FAMILIES[type(config).loom_family]
+    if isinstance(config, known.SDXL):
+        return FAMILIES["sdxl"]
+    if isinstance(config, known.SD20) and not config.unet_config.get("adm_in_channels"):
+        return FAMILIES["sd2"]
+    if isinstance(config, known.SD15):
+        return FAMILIES["sd15"]
+    raise LoomError(f"MODEL is of the family {kind}, which LoRA Loom cannot train yet: TrainLoRA.model takes {supported}; load one of these")
+
+
+def _prediction(sampling) -> str:
+    discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
+    if discrete and isinstance(sampling, comfy.model_sampling.V_PREDICTION) and not isinstance(sampling, comfy.model_sampling.EDM):
+        return "v_prediction"
+    if discrete and isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.X0)):
+        return "epsilon"
+    raise LoomError(f"MODEL samples by {type(sampling).__mro__[1].__name__} and {type(sampling).__mro__[2].__name__}: LoRA Loom trains epsilon and "
+                    "v-prediction models with a discrete schedule; remove the ModelSampling node in front of TrainLoRA or load another checkpoint")
+
+
+def _sdpa(_func, *args, **kwargs):
+    """ComfyUI's attention functions for inference may build the scores or lack a backward; torch's never does."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+class ComfyModel:
+    """MODEL, CLIP and VAE as any loader node hands them. `release` undoes what a run has changed."""
+
+    def __init__(self, model, clip, vae, name: str = "") -> None:
+        self.family = detect(model)
+        if clip is None:
+            raise LoomError("clip is empty: the checkpoint has no text encoder; connect one (CLIPLoader, DualCLIPLoader) to TrainLoRA.clip")
+        if vae is None or getattr(vae, "first_stage_model", None) is None:
+            raise LoomError("vae is empty: the checkpoint has no VAE; connect one (VAELoader) to TrainLoRA.vae")
+        self.patcher, self.clip, self.vae, self.name = model, clip, vae, name
+        missing = [e for e in _TEXT_ENCODERS[self.family.id] if not hasattr(clip.cond_stage_model, e)]
+        if missing:
+            raise LoomError(f"clip is a {type(clip.cond_stage_model).__name__} without {', '.join(missing)}: {self.family.title} needs "
+                            f"{' and '.join(_TEXT_ENCODERS[self.family.id])}; connect the CLIP of the same checkpoint to TrainLoRA.clip")
+        sampling = model.get_model_object("model_sampling")
+        self.prediction = _prediction(sampling)
+        self.alphas_cumprod = (1 / (1 + sampling.sigmas.double().cpu() ** 2)).float()
+        self.device = torch.device(model.load_device)
+        self._dtype = torch.float32
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        return self.patcher.model.diffusion_model
+
+    def modules(self, text_encoders: bool) -> dict[str, torch.nn.Module]:
+        found = {"lora_unet": self.unet}
+        if text_encoders:
+            for prefix, encoder in zip(self.family.text_prefixes, _TEXT_ENCODERS[self.family.id]):
+                found[prefix] = getattr(self.clip.cond_stage_model, encoder).transformer
+        return found
+
+    def layer_names(self, prefix: str) -> dict[str, str]:
+        if prefix == "lora_unet":
+            names = comfy.utils.unet_to_diffusers(self.patcher.model.model_config.unet_config)
+            return {own[:-len(".weight")]: name[:-len(".weight")] for name, own in names.items() if own.endswith(".weight")}
+        return {name: name for name, _ in self.modules(True)[prefix].named_modules() if ".layers." in name}
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        latents = self.vae.encode(pixels.movedim(1, -1))
+        return self.patcher.model.process_latent_in(latents.float()).cpu()
+
+    def encode_captions(self, captions: list[str]) -> list[Conditioning]:
+        found = []
+        for caption in captions:
+            literal = caption.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)")  # a caption has no (emphasis:1.2)
+            context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(literal), return_pooled=True)
+            found.append(Conditioning(context.float(), pooled.float() if self.family.time_ids and pooled is not None else None))
+        width = self.patcher.model.model_config.unet_config.get("context_dim")
+        if found and width is not None and found[0].context.shape[-1] != width:
+            raise LoomError(f"clip gives embeddings of width {found[0].context.shape[-1]}, the MODEL takes {width}: connect the CLIP of the same checkpoint")
+        return found
+
+    def release_encoders(self, text_encoders: bool) -> None:
+        unload = getattr(comfy.model_management, "unload_model_and_clones", None)
+        patchers = [self.vae.patcher] + ([self.clip.patcher] if text_encoders else [])
+        for patcher in patchers:
+            if unload is not None:
+                unload(patcher, unload_additional_models=False, all_devices=True)
+            else:  # 0.3.64 knows no unloading by model: keep everything but this one
+                loaded = comfy.model_management.current_loaded_models
+                others = [m for m in loaded if m.model is not None and not (m.model is patcher or m.model.is_clone(patcher))]
+                comfy.model_management.free_memory(1e30, patcher.load_device, keep_loaded=others)
+        comfy.model_management.soft_empty_cache()
+
+    def load(self) -> None:
+        """Bring the base model to its device as far as it fits, with the LoRAs stacked on it in force."""
+        memory = self.patcher.memory_required([2, *self._latent_shape]) if self._latent_shape else 0
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+
+    _latent_shape: tuple[int, ...] = ()
+
+    @contextmanager
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool) -> Iterator[None]:
+        manage = comfy.model_management
+        if precision == "auto":
+            precision = "bf16" if manage.should_use_bf16(self.device) and self.device.type != "cpu" else "fp32"
+        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.load()
+        with ExitStack() as stack:
+            if hasattr(manage, "in_training"):
+                stack.callback(setattr, manage, "in_training", manage.in_training)
+                manage.in_training = True
+            for prefix, root in self.modules(text_encoders).items():
+                stack.enter_context(weights_on_demand(root, fetch, inplace_inputs=prefix != "lora_unet"))
+            if checkpointing:
+                for block in self.unet.modules():
+                    if type(block).__name__ in self.family.checkpointed:
+                        stack.enter_context(replaced_forward(block, checkpointed(block.forward)))
+            yield
+
+    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
+        context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)
+        y = None
+        if self.family.time_ids:
+            y = torch.cat([self._adm(c, size) for c, size in zip(conditioning, batch.sizes)]).to(self.device, self._dtype)
+        options = {"optimized_attention_override": _sdpa}
+        out = self.unet(noisy.to(self._dtype), timesteps.float(), context=context, y=y, transformer_options=options)
+        return out.float()
+
+    def _adm(self, conditioning: Conditioning, size: tuple[int, ...]) -> torch.Tensor:
+        height, width, top, left, target_height, target_width = size
+        return self.patcher.model.encode_adm(
+            pooled_output=conditioning.pooled, height=height, width=width, crop_h=top, crop_w=left,
+            target_height=target_height, target_width=target_width, device=self.device)
+
+    def with_lora(self, lora: dict[str, torch.Tensor]):
+        """(MODEL, CLIP) clones with the LoRA applied as ComfyUI's LoraLoader does. They survive unloading."""
+        return comfy.sd.load_lora_for_models(self.patcher, self.clip, lora, 1.0, 1.0)
+
+
+def checkpointed(inner):
+    """A `forward` that keeps its inputs alone and runs `inner` again in backward."""
+
+    def forward(self, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            return inner(*args, **kwargs)
+        return torch.utils.checkpoint.checkpoint(inner, *args, use_reentrant=False, **kwargs)
+
+    return forward

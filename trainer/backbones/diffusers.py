@@ -1,0 +1,128 @@
+"""diffusers' models as a TrainableModel: the same training without a server."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import LoomError
+from .diffusers_load import Parts, load_parts
+from .families import FAMILIES
+from .protocol import Batch, Conditioning, join_contexts
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load(base_model: str, device: str = "auto", precision: str = "auto") -> DiffusersModel:
+    """A base model from local files. precision auto: bf16 on CUDA, fp32 elsewhere."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LoomError(f"device {device!r} is not there: torch sees no CUDA device; take cpu, or install a CUDA build of torch")
+    return DiffusersModel(load_parts(base_model, _DTYPES[resolve(precision, device)]), torch.device(device))
+
+
+def resolve(precision: str, device: str) -> str:
+    return ("bf16" if str(device).startswith("cuda") else "fp32") if precision == "auto" else precision
+
+
+class DiffusersModel:
+    """UNet, VAE and text encoders held by the trainer itself."""
+
+    def __init__(self, parts: Parts, device: torch.device) -> None:
+        self.family, self.name, self.device = FAMILIES[parts.family], parts.name, device
+        self.unet, self.vae = parts.unet.requires_grad_(False).eval(), parts.vae.requires_grad_(False).eval()
+        self.text_encoders = [t.requires_grad_(False).eval() for t in parts.text_encoders]
+        self.tokenizers = parts.tokenizers
+        channels = self.unet.config.in_channels
+        if channels != 4:
+            raise LoomError(f"base_model has {channels} input channels (an inpainting or edit model): LoRA Loom trains those with 4; load the plain one")
+        self.prediction = parts.scheduler.config.prediction_type
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise LoomError(f"base_model predicts {self.prediction!r}: LoRA Loom trains epsilon and v_prediction models")
+        self.alphas_cumprod = parts.scheduler.alphas_cumprod.float()
+        self._dtype = self.unet.dtype
+        self.unet.to(device)
+
+    def modules(self, text_encoders: bool) -> dict[str, torch.nn.Module]:
+        found: dict[str, torch.nn.Module] = {"lora_unet": self.unet}
+        if text_encoders:
+            found.update(zip(self.family.text_prefixes, self.text_encoders))
+        return found
+
+    def layer_names(self, prefix: str) -> dict[str, str]:
+        names = [name for name, _ in self.modules(True)[prefix].named_modules() if name]
+        if prefix == "lora_unet":
+            return {name: name for name in names}
+        return {name: name if name.startswith("text_model.") else f"text_model.{name}" for name in names if ".layers." in name}
+
+    @torch.no_grad()
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.vae.to(self.device)
+        encoded = self.vae.encode(pixels.to(self.device) * 2 - 1)
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return ((latents - shift) * self.vae.config.scaling_factor).float().cpu()
+
+    def encode_captions(self, captions: list[str]) -> list[Conditioning]:
+        return [self._encode(caption) for caption in captions]
+
+    def _encode(self, caption: str) -> Conditioning:
+        contexts, pooled = [], None
+        for encoder, tokenizer in zip(self.text_encoders, self.tokenizers):
+            encoder.to(self.device)
+            out = encoder(chunks(tokenizer, caption).to(self.device), output_hidden_states=True)
+            # SDXL reads both encoders one layer early and pools the second; SD reads the last, normalised layer
+            contexts.append(out.hidden_states[-2] if self.family.time_ids else out.last_hidden_state)
+            if self.family.time_ids and getattr(out, "text_embeds", None) is not None:
+                pooled = out.text_embeds[:1].float()
+        length = max(c.shape[0] for c in contexts)
+        joined = torch.cat([c[:length] for c in contexts], dim=-1).float()
+        return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
+
+    def release_encoders(self, text_encoders: bool) -> None:
+        self.vae.to("cpu")
+        if text_encoders:
+            for encoder in self.text_encoders:
+                encoder.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool) -> Iterator[None]:
+        self._dtype = _DTYPES[resolve(precision, str(self.device))]
+        for part in self.modules(text_encoders).values():
+            # adapters keep their fp32 masters: only the frozen weights follow the compute dtype
+            for parameter in part.parameters():
+                if not parameter.requires_grad and parameter.dtype != self._dtype:
+                    parameter.data = parameter.data.to(self._dtype)
+            part.to(self.device)
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            self.unet.train()  # diffusers checkpoints in train mode alone; these networks have no dropout of their own
+        try:
+            yield
+        finally:
+            if checkpointing:
+                self.unet.disable_gradient_checkpointing()
+            self.unet.eval()
+
+    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
+        context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)
+        added = None
+        if self.family.time_ids:
+            pooled = torch.cat([c.pooled for c in conditioning]).to(self.device, self._dtype)
+            added = {"text_embeds": pooled, "time_ids": torch.tensor(batch.sizes, device=self.device, dtype=self._dtype)}
+        out = self.unet(noisy.to(self._dtype), timesteps, encoder_hidden_states=context, added_cond_kwargs=added)
+        return out.sample.float()
+
+
+def chunks(tokenizer, caption: str) -> torch.Tensor:
+    """Token ids (n, 77): long captions fill several windows of 75 tokens, as ComfyUI and kohya do."""
+    ids = tokenizer(caption, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    rows = []
+    for start in range(0, max(len(ids), 1), 75):
+        row = [tokenizer.bos_token_id, *ids[start:start + 75], tokenizer.eos_token_id]
+        rows.append(row + [tokenizer.pad_token_id] * (77 - len(row)))
+    return torch.tensor(rows)

@@ -1,0 +1,129 @@
+"""Frozen layers that keep nothing: their weight is asked for in forward and again in backward.
+
+Works wherever the weight lives (resident, offloaded, paged, quantized) as long as `fetch(layer, like)` can yield it in
+`like`'s dtype on `like`'s device. Only inputs of norms are kept; no cast copy of a weight ever enters the graph.
+"""
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+
+Fetch = Callable[[torch.nn.Module, torch.Tensor], AbstractContextManager[tuple[torch.Tensor | None, torch.Tensor | None]]]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer, fetch):
+        ctx.layer, ctx.fetch = layer, fetch
+        with fetch(layer, x) as (weight, bias):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        with ctx.fetch(ctx.layer, grad) as (weight, _):
+            return grad @ weight, None, None
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer, fetch):
+        ctx.layer, ctx.fetch, ctx.shape = layer, fetch, x.shape
+        with fetch(layer, x) as (weight, bias):
+            return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    @staticmethod
+    def backward(ctx, grad):
+        m = ctx.layer
+        with ctx.fetch(m, grad) as (weight, _):
+            return torch.nn.grad.conv2d_input(ctx.shape, weight, grad, m.stride, m.padding, m.dilation, m.groups), None, None
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer, fetch):
+        x = x.contiguous()
+        n, c = x.shape[:2]
+        with fetch(layer, x) as (weight, bias):
+            y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), layer.num_groups, layer.eps)
+        ctx.layer, ctx.fetch = layer, fetch
+        ctx.save_for_backward(x, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, mean, rstd = ctx.saved_tensors
+        n, c = x.shape[:2]
+        with ctx.fetch(ctx.layer, x) as (weight, _):
+            arguments = (grad.contiguous(), x, mean, rstd, weight, n, c, x[0, 0].numel(), ctx.layer.num_groups, [True, False, False])
+            return torch.ops.aten.native_group_norm_backward(*arguments)[0], None, None
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer, fetch):
+        with fetch(layer, x) as (weight, bias):
+            y, mean, rstd = torch.native_layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+        ctx.layer, ctx.fetch = layer, fetch
+        # ComfyUI's CLIP adds to its residual stream in place, which would spoil a saved input.
+        ctx.save_for_backward(x.clone() if layer.__dict__.get("loom_inplace_input") else x, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, mean, rstd = ctx.saved_tensors
+        with ctx.fetch(ctx.layer, x) as (weight, bias):
+            arguments = (grad.contiguous(), x, ctx.layer.normalized_shape, mean, rstd, weight, bias, [True, False, False])
+            return torch.ops.aten.native_layer_norm_backward(*arguments)[0], None, None
+
+
+def function_for(layer: torch.nn.Module) -> type[torch.autograd.Function] | None:
+    """The frozen function that equals this layer's forward, or None where only its own forward will do."""
+    if isinstance(layer, torch.nn.Linear):
+        return _Linear
+    if isinstance(layer, torch.nn.Conv2d):
+        return _Conv2d if layer.padding_mode == "zeros" and not isinstance(layer.padding, str) else None
+    if isinstance(layer, torch.nn.GroupNorm):
+        return _GroupNorm
+    if isinstance(layer, torch.nn.LayerNorm):
+        return _LayerNorm
+    return None
+
+
+@contextmanager
+def replaced_forward(module: torch.nn.Module, forward: Callable) -> Iterator[None]:
+    """`module.forward` is `forward(module, …)` inside, and exactly what it was outside."""
+    had, before = "forward" in module.__dict__, module.__dict__.get("forward")
+    module.forward = types.MethodType(forward, module)
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = before
+        else:
+            del module.forward
+
+
+@contextmanager
+def weights_on_demand(root: torch.nn.Module, fetch: Fetch, inplace_inputs: bool = False) -> Iterator[None]:
+    """Inside, every frozen layer below `root` that can runs as its frozen function.
+
+    A layer whose `forward` somebody has replaced already (another pack's hook) is left to them.
+    """
+    with ExitStack() as stack:
+        for layer in root.modules():
+            function = function_for(layer)
+            if function is None or "forward" in layer.__dict__ or any(p.requires_grad for p in layer.parameters()):
+                continue
+
+            def forward(self, x, *, function=function):
+                return function.apply(x, self, fetch)
+
+            stack.enter_context(replaced_forward(layer, forward))
+            if inplace_inputs and isinstance(layer, torch.nn.LayerNorm):
+                layer.loom_inplace_input = True
+                stack.callback(layer.__dict__.pop, "loom_inplace_input", None)
+        yield

@@ -1,0 +1,180 @@
+"""Captions for a whole dataset, and captions on disk; knows no model, only something with `tags(image, labels, max_tags, threshold)`."""
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from PIL import Image
+
+from ..data.captions import key, listed, read_metadata
+from ..data.folder import Dataset, open_picture
+from ..errors import LoomError
+
+EXISTING = ("keep", "replace", "append")
+SAVE_AS = ("nothing", "metadata.csv", "sidecar .txt")
+
+
+class Captioner(Protocol):
+    """What a captioning method must do."""
+
+    def tags(self, image: Image.Image, labels: list[str], max_tags: int, threshold: float) -> list[str]:
+        """Labels that fit the picture, best first."""
+
+
+def parse_labels(text: str) -> list[str]:
+    """Labels from lines and commas (Chinese ones too), each once, in order; lines beginning with # do not count. Raises LoomError when none is left."""
+    lines = [line for line in text.replace("\uff0c", ",").replace("\u3001", ",").splitlines() if not line.lstrip().startswith("#")]
+    labels = {}
+    for label in (" ".join(part.split()) for line in lines for part in line.split(",")):
+        if label:
+            labels.setdefault(label.casefold(), label)
+    if not labels:
+        raise LoomError("labels is empty: write the words to choose from into AutoCaption.labels, one a line or separated by commas")
+    return list(labels.values())
+
+
+def caption_dataset(dataset: Dataset, tagger: Captioner, *, labels: list[str], max_tags: int = 8, threshold: float = 0.05, prefix: str = "",
+                    suffix: str = "", existing: str = "keep", save_as: str = "nothing", progress: Callable[[int, int], object] | None = None,
+                    poll: Callable[[], object] | None = None) -> tuple[Dataset, str]:
+    """(the dataset with tags as captions, a report of several lines).
+
+    `progress(done, total)` is called after every picture, `poll()` before it. Where `poll` raises (an interrupt), or a
+    picture fails, the captions made so far are saved first if `save_as` asks for it. Raises LoomError for unknown choices.
+    """
+    for name, value, choices in (("existing", existing, EXISTING), ("save_as", save_as, SAVE_AS)):
+        if value not in choices:
+            raise LoomError(f"{name} {value!r} is unknown: AutoCaption.{name} is one of {', '.join(choices)}")
+    if isinstance(max_tags, bool) or not isinstance(max_tags, int) or not 1 <= max_tags <= 1000:
+        raise LoomError(f"max_tags {max_tags!r} is not a whole number from 1 to 1000: AutoCaption.max_tags takes 1 to 1000")
+    if save_as == "sidecar .txt":
+        _check_sidecars(dataset)  # before minutes of work, not after them
+
+    made: dict[str, str] = {}
+    kept, untagged, saved = 0, [], ""
+    try:
+        for index, picture in enumerate(dataset.pictures):
+            if poll is not None:
+                poll()
+            if existing == "keep" and picture.caption:
+                kept += 1
+            else:
+                tags = tagger.tags(open_picture(picture.path), labels, max_tags, threshold)
+                untagged += [] if tags else [picture.name]
+                made[picture.name] = _join(picture.caption if existing == "append" else "", tags, prefix, suffix)
+            if progress is not None:
+                progress(index + 1, len(dataset.pictures))
+    finally:
+        if made:
+            saved = save_captions(dataset.with_captions(made), save_as)
+
+    lines = [f"{len(made)} pictures captioned, {kept} kept their caption"]
+    if untagged:
+        lines.append(f"warning: no label fits {len(untagged)} pictures well enough (probability {threshold:g}): {listed(untagged)}")
+    return dataset.with_captions(made), "\n".join(lines + ([saved] if saved else []))
+
+
+def save_captions(dataset: Dataset, save_as: str) -> str:
+    """Write the captions (without the trigger word) into the dataset's folder; returns a line that says where.
+
+    UTF-8, under a temporary name and then renamed. A file that would change is first kept as <name>.bak. Rows of a
+    metadata.csv for pictures that are not in the dataset stay in it. Raises LoomError where the folder cannot be written.
+    """
+    if save_as == "nothing":
+        return ""
+    if save_as not in SAVE_AS:
+        raise LoomError(f"save_as {save_as!r} is unknown: AutoCaption.save_as is one of {', '.join(SAVE_AS)}")
+    captioned = {picture.name: picture.caption for picture in dataset.pictures if picture.caption}
+    if save_as == "metadata.csv":
+        _replace(dataset.folder / save_as, _csv(dataset, captioned))
+        return f"saved {len(captioned)} captions in {dataset.folder.name}/metadata.csv"
+    _check_sidecars(dataset)
+    for name, caption in captioned.items():
+        _replace(dataset.folder / _sidecar(name), caption + "\n")
+    line = f"saved {len(captioned)} captions in .txt files in {dataset.folder.name}"
+    shadows = [name for name in ("metadata.csv", "metadata.jsonl") if (dataset.folder / name).exists()]
+    return f"{line}; LoadDataset reads {shadows[0]} before them unless caption_source is sidecar" if shadows else line
+
+
+def _join(existing: str, tags: list[str], prefix: str, suffix: str) -> str:
+    """prefix, existing caption, tags and suffix with commas; what the existing caption already says is not said again."""
+    prefix, existing, suffix = (text.strip(" ,\n") for text in (prefix, existing, suffix))
+    said = {part.strip().casefold() for part in existing.split(",")}
+    tags = [tag for tag in tags if tag.casefold() not in said]
+    # Appending twice must not repeat them; they may be comma lists themselves, so whole parts are compared.
+    if f"{existing},".casefold().startswith(f"{prefix},".casefold()):
+        prefix = ""
+    if f",{existing}".replace(", ", ",").casefold().endswith(f",{suffix}".replace(", ", ",").casefold()):
+        suffix = ""
+    return ", ".join(part for part in (prefix, existing, *tags, suffix) if part)
+
+
+def _csv(dataset: Dataset, captioned: dict[str, str]) -> str:
+    rows = list(captioned.items())
+    path = dataset.folder / "metadata.csv"
+    if path.exists() and not path.is_symlink():
+        own = {key(picture.name).casefold() for picture in dataset.pictures}
+        # A table that cannot be understood is kept as .bak all the same.
+        with contextlib.suppress(LoomError):
+            rows += [(name, caption) for name, caption in read_metadata(path)[0].items() if name.casefold() not in own]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([("filename", "prompt"), *rows])
+    return out.getvalue()
+
+
+def _sidecar(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".txt"))
+
+
+def _check_sidecars(dataset: Dataset) -> None:
+    seen: dict[str, str] = {}
+    for picture in dataset.pictures:
+        other = seen.setdefault(_sidecar(picture.name).casefold(), picture.name)
+        if other != picture.name:
+            raise LoomError(f"{other} and {picture.name} would share the caption file {_sidecar(picture.name)}: "
+                            "rename one of them, or set AutoCaption.save_as to metadata.csv")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write `text` whole or not at all; keep what it replaces. Every older text that differs stays in a .bak of its own."""
+    try:
+        data = text.encode("utf-8")
+        if path.is_symlink():
+            raise LoomError(f"{path.name} in {str(path.parent)!r} is a link, which is not written through: replace it by a file of its own")
+        old = path.read_bytes() if path.exists() else None
+        if old == data:
+            return
+        if old is not None:
+            _keep(path, old)
+        _write(path, data)
+    except OSError as error:
+        raise LoomError(f"{path.name} cannot be written into {str(path.parent)!r} ({error.strerror}): "
+                        "make the folder writable, or set AutoCaption.save_as to nothing") from error
+
+
+def _keep(path: Path, old: bytes) -> None:
+    number = 0
+    while True:
+        backup = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
+        if not backup.exists():
+            return _write(backup, old)
+        if backup.read_bytes() == old:
+            return None
+        number += 1
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,254 @@
+"""`lora-loom train · caption · demo`: the trainer without a canvas.
+
+Knows arguments, a terminal and Ctrl-C; what a training is, it leaves to job.py. torch and its kin are imported inside the
+commands, so that `--help` and a mistake in the YAML answer at once.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import LoomError
+
+# What to choose from where the user names nothing: general enough for any folder, and a start for a list of one's own.
+LABELS = """person, woman, man, child, group of people, portrait, full body, close-up, crowd, smiling, sitting, standing, walking, animal, cat, dog,
+bird, horse, fish, plant, flower, tree, forest, mountain, sea, beach, river, lake, sky, clouds, sunset, night, snow, rain, city, street, building,
+house, room, kitchen, furniture, chair, table, car, bicycle, train, boat, airplane, food, fruit, drink, book, toy, tool, clothing, dress, hat, shoes,
+jewellery, bag, indoors, outdoors, plain background, photograph, black and white, painting, watercolour, oil painting, drawing, line art, cartoon,
+anime, 3d render, pixel art, logo, text"""
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 the demo's score is too low, 2 bad input (one line on stderr), 130 Ctrl-C."""
+    options = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a Windows console may lack the letters of a file's name
+    try:
+        return options.command(options)
+    except LoomError as error:
+        print(f"lora-loom: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lora-loom: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lora-loom", description="Train LoRAs from the command line; the same trainer as on ComfyUI's canvas.")
+    commands = parser.add_subparsers(required=True, metavar="train | caption | demo")
+
+    train = commands.add_parser("train", help="train a LoRA as a YAML file describes it")
+    train.add_argument("config", type=Path, help="YAML with lora-scripts' keys: train_data_dir, base_model, lora_rank …")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved plan; load no weights, train nothing")
+    train.set_defaults(command=train_command)
+
+    caption = commands.add_parser("caption", help="write captions for a folder of pictures")
+    caption.add_argument("--input", type=Path, required=True, metavar="DIR", help="folder with the pictures")
+    where = caption.add_mutually_exclusive_group()
+    where.add_argument("--output", type=Path, metavar="FILE.csv", help="table to write; a plain metadata.csv goes into DIR (the default)")
+    where.add_argument("--sidecar", action="store_true", help="write a .txt beside every picture instead")
+    caption.add_argument("--model", type=Path, required=True, metavar="MODELDIR", help="folder or .safetensors file of an open_clip model")
+    caption.add_argument("--labels", default="", metavar="FILE|TEXT", help="words to choose from: a text file, or the words with commas")
+    caption.add_argument("--method", choices=("clip_tags",), default="clip_tags")
+    caption.add_argument("--max-tags", type=int, default=8, help="at most so many tags a picture (8)")
+    caption.add_argument("--prefix", default="", help="put before every caption")
+    caption.add_argument("--suffix", default="", help="put after every caption")
+    caption.add_argument("--existing", choices=("keep", "replace", "append"), default="keep", help="what becomes of captions that exist (keep)")
+    caption.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    caption.set_defaults(command=caption_command)
+
+    demo = commands.add_parser("demo", help="train on the toy base that comes with LoRA Loom and show before and after")
+    demo.add_argument("--out", type=Path, default=Path("out") / "demo", metavar="DIR", help="where the pictures go (out/demo)")
+    demo.add_argument("--steps", type=int, metavar="N", help="train so many steps instead of the demo's own")
+    demo.set_defaults(command=demo_command)
+    return parser
+
+
+# ---------------------------------------------------------------- train
+
+def train_command(options: argparse.Namespace) -> int:
+    from .yaml_config import describe, load_job
+
+    job = load_job(options.config)
+    dataset = read_pictures(job)
+    if options.dry_run:
+        from .job import plan
+
+        print(describe(job), dataset.report(), "", plan(job.family, dataset, job.config), sep="\n")
+        return 0
+
+    for note in job.notes:
+        print(f"note: {note}")
+    print(dataset.report(), flush=True)
+    from .backbones import diffusers as backbone
+    from .job import Hooks, train
+
+    model = backbone.load(job.base_model, job.device, job.config.train.precision)
+    terminal = Terminal()
+    with terminal.ctrl_c():
+        result = train(model, dataset, job.config, loras_folder=job.output_dir, runs_folder=job.output_dir / "lora_loom", log_dir=job.log_dir,
+                       hooks=Hooks(progress=terminal.progress, poll=terminal.poll, should_stop=lambda: terminal.stopping))
+    terminal.end_line()
+    print(result.report)
+    print(f"LoRA: {result.path}")
+    return INTERRUPTED if terminal.stopping else 0
+
+
+def read_pictures(job):
+    """The job's Dataset; captions of its metadata_path go before those that lie in the folder."""
+    from .data.captions import from_metadata
+    from .data.folder import read_dataset
+
+    dataset = read_dataset(job.data, **job.dataset)
+    if job.metadata is None:
+        return dataset
+    captions, notes = from_metadata(job.metadata, [picture.name for picture in dataset.pictures])
+    dataset = dataset.with_captions(captions)
+    return dataclasses.replace(dataset, warnings=(*dataset.warnings, *notes))
+
+
+class Terminal:
+    """Progress on one line, and Ctrl-C as a wish: the step in hand is finished, so that no half step is saved."""
+
+    def __init__(self) -> None:
+        self.stopping, self.training, self.shown, self.width = False, False, 0.0, 0
+
+    @contextmanager
+    def ctrl_c(self):
+        before = signal.signal(signal.SIGINT, self._asked)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _asked(self, *_) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.end_line()
+        print("stopping after this step, what was learned is saved; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+    def poll(self) -> None:
+        if self.stopping and not self.training:  # nothing is learned yet
+            raise KeyboardInterrupt
+
+    def progress(self, progress) -> None:
+        self.training = progress.phase == "train"
+        now, last = time.monotonic(), progress.step >= progress.total
+        live = sys.stdout.isatty()
+        if now - self.shown < (0.1 if live else 10) and not last:  # a log file gets a line every ten seconds
+            return
+        self.shown = now
+        line = progress.line()
+        print(f"\r{line:<{self.width}}" if live else line, end="" if live else "\n", flush=True)
+        self.width = len(line) if live else 0
+        if last:
+            self.end_line()
+
+    def end_line(self) -> None:
+        if self.width:
+            print(flush=True)
+        self.width = 0
+
+
+# ---------------------------------------------------------------- caption
+
+def caption_command(options: argparse.Namespace) -> int:
+    from .captioners import clip_tags
+    from .captioners.captioning import caption_dataset, parse_labels, save_captions
+    from .data.folder import read_dataset
+
+    output = table_path(options.output, options.input)
+    labels = parse_labels(label_text(options.labels))
+    dataset = read_dataset(options.input, min_size=0)
+    print(dataset.report(), flush=True)
+    tagger = clip_tags.load(options.model, best_device(options.device))
+    show = lambda done, total: print(f"\rcaptioning {done}/{total}", end="\n" if done == total else "", flush=True)
+    save_as = "sidecar .txt" if options.sidecar else "metadata.csv"
+    with table_beside(dataset, None if options.sidecar else output) as target:
+        captioned, report = caption_dataset(target, tagger, labels=labels, max_tags=options.max_tags, prefix=options.prefix, suffix=options.suffix,
+                                            existing=options.existing, save_as=save_as, progress=show)
+        save_captions(captioned, save_as)  # captions that were kept as they are belong in the file too
+    print(report.splitlines()[0])
+    print(*(line for line in report.splitlines() if line.startswith("warning")), sep="\n", end="")
+    print(f"captions: {'a .txt beside every picture in ' + str(options.input) if options.sidecar else output}")
+    return 0
+
+
+def table_path(output: Path | None, folder: Path) -> Path:
+    """Where the table goes: a bare file name goes into the pictures' folder, for that is where training looks for it."""
+    if output is None or output == Path("metadata.csv"):
+        return folder / "metadata.csv"
+    if output.suffix.lower() != ".csv":
+        raise LoomError(f"--output {str(output)!r} does not end in .csv: give a path such as captions/metadata.csv, or --sidecar for .txt files")
+    return output
+
+
+def label_text(given: str) -> str:
+    """The labels as text: those of a file, those given, or general ones."""
+    from .data.captions import read_text
+
+    if given and "\n" not in given and Path(given).suffix.lower() in (".txt", ".csv", ".md"):
+        return read_text(Path(given), given)[0]
+    return given or LABELS
+
+
+@contextmanager
+def table_beside(dataset, output: Path | None):
+    """The dataset so changed that its metadata.csv is written to `output`, with the same care: whole, and old texts kept as .bak.
+
+    caption_dataset saves in the dataset's own folder, also where it is interrupted; so that folder is a temporary one here.
+    """
+    if output is None or output.absolute() == (dataset.folder / "metadata.csv").absolute():
+        yield dataset
+        return
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".lora_loom_") as name:
+            folder = Path(name)
+            for old in map(Path, glob.glob(glob.escape(str(output)) + "*")):
+                if old.name == output.name or old.name.startswith(f"{output.name}.bak"):
+                    shutil.copy2(old, folder / ("metadata.csv" + old.name[len(output.name):]))
+            try:
+                yield dataclasses.replace(dataset, folder=folder)
+            finally:
+                for made in sorted(folder.iterdir(), reverse=True):  # the .bak first, the table last
+                    os.replace(made, output.with_name(output.name + made.name[len("metadata.csv"):]))
+    except OSError as error:
+        raise LoomError(f"--output {str(output)!r} cannot be written ({error.strerror or error}): give another path") from error
+
+
+def best_device(device: str) -> str:
+    """`auto` as what this machine has. Raises LoomError where CUDA is asked for and not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LoomError(f"--device {device} is not there: torch sees no CUDA device; take cpu or auto")
+    return device
+
+
+# ---------------------------------------------------------------- demo
+
+def demo_command(options: argparse.Namespace) -> int:
+    if options.steps is not None and options.steps < 1:
+        raise LoomError(f"--steps {options.steps} is below 1: give 1 or more, or leave it out")
+    from .toy.demo import run_demo
+
+    return run_demo(options.out, options.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""From a dataset to micro-batches: encoding once before step 1, then a seeded order that never repeats a draw."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..backbones.protocol import Batch, Conditioning, TrainableModel
+from .buckets import bucket_for, fit, to_tensor
+from .folder import Dataset, open_picture
+
+
+@dataclass
+class Encoded:
+    """Everything the loop needs, on the CPU: one entry a picture (and one more for its mirror image)."""
+
+    latents: list[torch.Tensor]  # (C, H/8, W/8) fp32
+    captions: list[str]
+    sizes: list[tuple[int, int, int, int, int, int]]
+    conditioning: dict[str, Conditioning] | None  # by caption; None while text encoders are trained
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def encode(model: TrainableModel, dataset: Dataset, train_text_encoder: bool, progress: Callable[[int, int], None], batch_size: int = 4) -> Encoded:
+    """Latents of every picture in its bucket, embeddings of every caption and of the empty one. Polls through `progress`."""
+    multiple = model.family.size_multiple
+    groups: dict[tuple[int, int], list] = {}
+    for picture in dataset.pictures:
+        size = bucket_for(picture.width, picture.height, dataset.resolution, multiple, dataset.buckets)
+        groups.setdefault(size, []).append(picture)
+    captions = sorted({dataset.caption(p) for p in dataset.pictures} | {""})
+    done, total = 0, len(dataset.pictures) + len(captions)
+    found = Encoded([], [], [], None)
+    with torch.no_grad():
+        for size, pictures in groups.items():
+            for start in range(0, len(pictures), batch_size):
+                part = pictures[start:start + batch_size]
+                fitted = [fit(open_picture(p.path), size) for p in part]
+                pixels = torch.stack([to_tensor(image) for image, _ in fitted])
+                for views in [pixels, pixels.flip(-1)][: 1 + dataset.flip]:
+                    found.latents += list(model.encode_images(views))
+                    found.captions += [dataset.caption(p) for p in part]
+                    found.sizes += [time_ids for _, time_ids in fitted]
+                done += len(part)
+                progress(done, total)
+        if not train_text_encoder:
+            found.conditioning = {}
+            for caption in captions:
+                found.conditioning[caption] = model.encode_captions([caption])[0]
+                done += 1
+                progress(done, total)
+    return found
+
+
+def epoch_length(encoded_count: int, repeats: int, shapes: list[tuple[int, ...]], batch_size: int) -> int:
+    """Micro-batches an epoch: every picture `repeats` times, batches of one shape, the last of a shape may be smaller."""
+    counts: dict[tuple[int, ...], int] = {}
+    for shape in shapes:
+        counts[shape] = counts.get(shape, 0) + repeats
+    return sum(-(-n // batch_size) for n in counts.values())
+
+
+def order(shapes: list[tuple[int, ...]], repeats: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The epoch's micro-batches as indices, shuffled by (seed, epoch) alone, so that any position can be found again."""
+    digest = hashlib.sha256(f"{seed}:order:{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index in torch.randperm(len(shapes) * repeats, generator=generator).tolist():
+        by_shape.setdefault(shapes[index % len(shapes)], []).append(index % len(shapes))
+    batches = [rows[i:i + batch_size] for rows in by_shape.values() for i in range(0, len(rows), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def batches(encoded: Encoded, repeats: int, batch_size: int, seed: int, caption_dropout: float) -> Iterator[Batch]:
+    """Micro-batches without end. Dropped captions become the empty one, drawn from the same seed."""
+    shapes = [tuple(z.shape) for z in encoded.latents]
+    epoch = 0
+    while True:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        for rows in order(shapes, repeats, batch_size, seed, epoch):
+            kept = (torch.rand(len(rows), generator=generator) >= caption_dropout).tolist()
+            captions = [encoded.captions[i] if keep else "" for i, keep in zip(rows, kept)]
+            conditioning = None if encoded.conditioning is None else [encoded.conditioning[c] for c in captions]
+            yield Batch(torch.stack([encoded.latents[i] for i in rows]), captions, conditioning, [encoded.sizes[i] for i in rows])
+        epoch += 1

@@ -1,0 +1,78 @@
+"""One picture file as pixels: decoded strictly, turned upright, made RGB. Knows nothing of folders or training."""
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from ..errors import LoomError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+# Pillow tells formats by content: without this list an EPS called .png would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, kept also where another extension has switched it off
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture as RGB: first frame, turned upright by its EXIF, transparency on white. Raises LoomError where it cannot be read."""
+    try:
+        return decode(Path(path).read_bytes())
+    except Exception as error:
+        name = Path(path).name
+        raise LoomError(f"picture {name!r} cannot be used, {reason(name, error)}: replace it by an intact file") from error
+
+
+def decode(data: bytes) -> Image.Image:
+    """As `open_picture`, from a file's bytes. Raises whatever Pillow raises; `reason` puts that into words."""
+    Image.init()
+    with _strict_pillow(), Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width}x{image.height} is above {MAX_PIXELS} pixels: make it smaller")
+        image.load()
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # a damaged EXIF block says nothing about the pixels
+            upright = image.copy()
+    return _rgb(upright)
+
+
+def reason(name: str, error: Exception) -> str:
+    """Why the file `name` cannot be decoded, in words for a report."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        known = not name.lower().endswith(".avif") or "AVIF" in Image.OPEN
+        return "it is no picture, whatever its name says" if known else "this Pillow cannot read AVIF, update it to 11.3 or newer"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large ({error})"
+    return f"broken ({str(error) or type(error).__name__})"
+
+
+@contextlib.contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Truncated files are errors, also where another extension has told Pillow to pad them; large files are ours to refuse."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these at 255 instead of scaling them
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        if image.mode != "F":
+            values = values / 65535 * 255  # "I" holds 16 bits too: it is how older Pillows open a 16-bit PNG
+        elif values.max() <= 1:
+            values = values * 255
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,193 @@
+"""What a training is, from config to LoRA file: the one door for canvas, command line and cluster.
+
+A model comes in from the caller; nothing here knows which backbone is behind it.
+"""
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import loop
+from .adapters import Adapter, adapted, select
+from .backbones.families import Family
+from .backbones.protocol import TrainableModel
+from .config import LoomConfig
+from .data.batches import batches, encode, epoch_length
+from .data.buckets import bucket_for
+from .data.folder import Dataset
+from .errors import LoomError
+from .hooks import Hooks, Progress
+from .runs import export, store
+
+__all__ = ["Hooks", "Progress", "Result", "plan", "total_steps", "train"]
+
+
+@dataclass
+class Result:
+    """What a run leaves: the file, its tensors, one loss a step, and the report that the node shows."""
+
+    path: Path
+    lora: dict[str, torch.Tensor]
+    losses: list[float]
+    steps: int
+    stopped: bool
+    run_folder: Path
+    report: str
+
+
+def buckets(dataset: Dataset, family: Family) -> dict[tuple[int, int], int]:
+    """{(width, height) in pixels: pictures}, largest first."""
+    counts: dict[tuple[int, int], int] = {}
+    for picture in dataset.pictures:
+        size = bucket_for(picture.width, picture.height, dataset.resolution, family.size_multiple, dataset.buckets)
+        counts[size] = counts.get(size, 0) + (2 if dataset.flip else 1)
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def steps_per_epoch(dataset: Dataset, config: LoomConfig, family: Family) -> int:
+    shapes = [size for size, count in buckets(dataset, family).items() for _ in range(count)]
+    micro = epoch_length(len(shapes), dataset.repeats, shapes, config.train.batch_size)
+    return max(1, -(-micro // config.train.gradient_accumulation_steps))
+
+
+def total_steps(dataset: Dataset, config: LoomConfig, family: Family) -> int:
+    """Optimizer steps: `steps` where given, else `epochs` times the steps of one."""
+    return config.train.steps or config.train.epochs * steps_per_epoch(dataset, config, family)
+
+
+def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
+    """What will run, in words, before anything is loaded."""
+    each, total = steps_per_epoch(dataset, config, family), total_steps(dataset, config, family)
+    seen = total * config.train.batch_size * config.train.gradient_accumulation_steps / max(1, len(dataset.pictures))
+    return "\n".join([
+        f"{family.title}: {config.adapter.algorithm} rank {config.adapter.rank} alpha {config.adapter.alpha:g} on "
+        f"{', '.join(config.adapter.target_modules) or config.adapter.targets}{' and text encoders' if config.adapter.train_text_encoder else ''}",
+        f"{len(dataset.pictures)} pictures x {dataset.repeats} repeats{' + mirrored' if dataset.flip else ''} in buckets "
+        + ", ".join(f"{w}x{h}: {n}" for (w, h), n in buckets(dataset, family).items()),
+        f"{total} steps of {config.train.batch_size} x {config.train.gradient_accumulation_steps} pictures, {each} steps an epoch, "
+        f"{total / each:.1f} epochs: each picture is seen about {seen:.0f} times",
+        f"{config.optim.optimizer} at {config.optim.learning_rate:g}, {config.optim.scheduler} with {config.optim.warmup_steps} warm-up steps, "
+        f"min-SNR γ {config.loss.min_snr_gamma:g}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
+    ])
+
+
+def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_folder: Path, runs_folder: Path,
+          hooks: Hooks | None = None, log_dir: Path | None = None) -> Result:
+    """Train and write the LoRA. On an interrupt or an error what was learned is written before it goes on its way.
+
+    Raises LoomError for bad input before anything is computed, and for a loss that is no number.
+    """
+    hooks = hooks or Hooks()
+    config.validate()
+    if not dataset.pictures:
+        raise LoomError("dataset holds no picture: LoadDataset.folder needs at least one; add pictures or lower min_size")
+    select(model, config.adapter)
+    steps = total_steps(dataset, config, model.family)
+    reserve = store.Reservation(Path(loras_folder), _file_size(model, config))
+    log = None
+    try:
+        run = store.new_run(Path(runs_folder), config.output.name)
+        (run / "checkpoints").mkdir()
+        store.write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
+        store.write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config)}\n".encode())
+        log = store.Log(run, log_dir)
+        hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config)})
+        return _train(model, dataset, config, steps, Path(loras_folder), run, reserve, log, hooks)
+    except OSError as error:
+        raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): free some space, or choose a folder that may be written to") from error
+    finally:
+        reserve.release()
+        if log is not None:
+            log.close()
+
+
+def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, run: Path, reserve: store.Reservation, log: store.Log, hooks: Hooks) -> Result:
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+
+        def encoding(done: int, total: int) -> None:
+            hooks.poll()
+            hooks.progress(Progress("encode", done, total))
+
+        encoded = encode(model, dataset, config.adapter.train_text_encoder, encoding)
+        model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
+        source = batches(encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
+        history: list[float] = []
+        with adapted(model, config.adapter, config.train.seed) as adapters, _saved(adapters, model, dataset, config, loras_folder, run, reserve, history, hooks) as saved:
+            with model.training(config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing), torch.enable_grad():
+                watched = Hooks(_logging(hooks, log, adapters, model, dataset, config, run), hooks.poll, hooks.should_stop, hooks.event)
+                loop.train(model, adapters, source, config, steps, watched, history)
+    stopped = len(history) < steps
+    report = f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {_mean(history[-50:]):.4f}. Saved as {saved.path.name}"
+    return Result(saved.path, saved.lora, history, len(history), stopped, run, report)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+@dataclass
+class _Saved:
+    path: Path | None = None
+    lora: dict[str, torch.Tensor] | None = None
+
+
+@contextlib.contextmanager
+def _saved(adapters, model, dataset, config, loras_folder: Path, run: Path, reserve: store.Reservation, history: list[float], hooks: Hooks):
+    """Writes the LoRA on every way out on which something was learned, interrupts included."""
+    result = _Saved()
+    try:
+        yield result
+    finally:
+        if history:
+            result.lora = export.state_dict(adapters, config)
+            data = export.to_bytes(result.lora, export.metadata(model, dataset, config, len(history)))
+            reserve.release()
+            result.path = _write(loras_folder, run, config.output.name, data)
+            hooks.event("saved", {"path": str(result.path), "steps": len(history)})
+
+
+def _write(loras_folder: Path, run: Path, name: str, data: bytes) -> Path:
+    """The LoRA in ComfyUI's folder; where that fails, in the run's folder or the system's temporary one, and LoomError says so."""
+    try:
+        return store.write_new(loras_folder, name, ".safetensors", data)
+    except OSError as error:
+        for folder in (run, Path(tempfile.gettempdir())):
+            with contextlib.suppress(OSError):
+                path = store.write_new(folder, name, ".safetensors", data)
+                raise LoomError(f"{name}.safetensors could not be written to {loras_folder} ({error.strerror or error}), so it was saved as {path}: "
+                                "free some space and move it into a loras folder") from error
+        raise
+
+
+def _logging(hooks: Hooks, log: store.Log, adapters: list[Adapter], model, dataset, config: LoomConfig, run: Path):
+    def progress(now: Progress) -> None:
+        log.step(now)
+        every = config.output.save_steps
+        if every and now.step % every == 0 and now.step < now.total:
+            data = export.to_bytes(export.state_dict(adapters, config), export.metadata(model, dataset, config, now.step))
+            try:
+                store.write_whole(run / "checkpoints" / f"{config.output.name}_step{now.step:06d}.safetensors", data)
+                hooks.event("checkpoint", {"step": now.step})
+            except OSError as error:  # the result's own space is reserved: go on
+                hooks.event("checkpoint failed", {"step": now.step, "reason": error.strerror or str(error)})
+        hooks.progress(now)
+
+    return progress
+
+
+def _file_size(model: TrainableModel, config: LoomConfig) -> int:
+    """Bytes the LoRA file will need, with room for its header and the run's small files."""
+    rank, values, layers = config.adapter.rank, 0, 0
+    roots = model.modules(config.adapter.train_text_encoder)
+    for prefix, chosen in select(model, config.adapter).items():
+        modules = dict(roots[prefix].named_modules())
+        for own in chosen:
+            weight = modules[own].weight
+            values += rank * (weight.shape[0] + weight[0].numel()) + weight.shape[0]
+            layers += 1
+    return values * export.DTYPES[config.output.save_dtype].itemsize + layers * 1024 + 262_144

@@ -1,0 +1,82 @@
+"""The LoRA file: kohya's key names, which ComfyUI, WebUI and diffusers all load, and metadata as in ModelSpec and kohya's ss_*.
+
+The same adapters give the same bytes: metadata is sorted and holds no time and no path.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+
+import safetensors.torch
+import torch
+
+from ..adapters import Adapter
+from ..backbones.protocol import TrainableModel
+from ..config import LoomConfig
+from ..data.folder import Dataset
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def state_dict(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.Tensor]:
+    """{key.lora_down.weight (r, in, …), key.lora_up.weight (out, r, …), key.alpha (), DoRA: key.dora_scale (out, 1, …)} on CPU."""
+    dtype = DTYPES[config.output.save_dtype]
+    found: dict[str, torch.Tensor] = {}
+    for adapter in adapters:
+        found[f"{adapter.key}.lora_down.weight"] = adapter.down.weight
+        found[f"{adapter.key}.lora_up.weight"] = adapter.up.weight
+        found[f"{adapter.key}.alpha"] = torch.tensor(float(config.adapter.alpha))
+        if adapter.magnitude is not None:
+            ones = [1] * (adapter.layer.get_base_layer().weight.ndim - 1)
+            found[f"{adapter.key}.dora_scale"] = adapter.magnitude.reshape(-1, *ones)
+    return {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in found.items()}
+
+
+def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps: int) -> dict[str, str]:
+    """ModelSpec 1.0 and kohya's ss_* names, all text. `lora_loom.config` repeats the run."""
+    adapter, optim, train = config.adapter, config.optim, config.train
+    resolution = f"{dataset.resolution}x{dataset.resolution}"
+    found = {
+        "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": model.family.architecture,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models", "modelspec.title": config.output.name,
+        "modelspec.resolution": resolution, "modelspec.prediction_type": "v" if model.prediction == "v_prediction" else "epsilon",
+        "modelspec.trigger_phrase": dataset.trigger_word, "modelspec.description": "Trained with LoRA Loom",
+        "ss_base_model_version": model.family.base_model_version, "ss_sd_model_name": model.name or "unknown", "ss_output_name": config.output.name,
+        "ss_v2": str(model.family.id == "sd2"), "ss_network_module": "networks.lora", "ss_network_dim": adapter.rank,
+        "ss_network_alpha": f"{adapter.alpha:g}", "ss_network_dropout": f"{adapter.dropout:g}",
+        "ss_network_args": json.dumps({"algo": adapter.algorithm, "targets": list(adapter.target_modules) or adapter.targets}),
+        "ss_steps": steps, "ss_max_train_steps": train.steps or steps, "ss_num_train_images": len(dataset.pictures) * dataset.repeats,
+        "ss_total_batch_size": train.batch_size * train.gradient_accumulation_steps, "ss_gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "ss_learning_rate": f"{optim.learning_rate:g}", "ss_unet_lr": f"{optim.learning_rate:g}",
+        "ss_text_encoder_lr": f"{optim.text_encoder_lr:g}" if adapter.train_text_encoder else "None",
+        "ss_optimizer": optim.optimizer, "ss_lr_scheduler": optim.scheduler, "ss_lr_warmup_steps": optim.warmup_steps,
+        "ss_max_grad_norm": f"{optim.max_grad_norm:g}", "ss_min_snr_gamma": f"{config.loss.min_snr_gamma:g}",
+        "ss_noise_offset": f"{config.loss.noise_offset:g}", "ss_caption_dropout_rate": f"{config.loss.caption_dropout:g}",
+        "ss_seed": train.seed, "ss_resolution": f"({dataset.resolution}, {dataset.resolution})", "ss_enable_bucket": str(dataset.buckets),
+        "ss_dataset_dirs": json.dumps({dataset.folder.name: {"n_repeats": dataset.repeats, "img_count": len(dataset.pictures)}}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({dataset.folder.name: _tags(dataset)}, ensure_ascii=False),
+        "lora_loom.dataset_hash": dataset.digest(), "lora_loom.config": json.dumps(config.to_dict(), ensure_ascii=False),
+    }
+    return {k: str(v) for k, v in found.items()}
+
+
+def _tags(dataset: Dataset) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for picture in dataset.pictures:
+        for tag in filter(None, (t.strip() for t in dataset.caption(picture).split(","))):
+            counts[tag] = counts.get(tag, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:1000])
+
+
+def to_bytes(tensors: dict[str, torch.Tensor], info: dict[str, str]) -> bytes:
+    """A safetensors file. Its header is written again with sorted keys, for the library's own order changes between processes."""
+    raw = safetensors.torch.save(tensors)
+    size = struct.unpack("<Q", raw[:8])[0]
+    body = raw[8 + size:]
+    header = json.loads(raw[8:8 + size])
+    digest = hashlib.sha256(body).hexdigest()
+    header["__metadata__"] = dict(sorted({**info, "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}.items()))
+    text = json.dumps(dict(sorted(header.items())), ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + body

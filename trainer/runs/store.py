@@ -1,0 +1,134 @@
+"""A run's folder: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/. Writes are whole or absent."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import LoomError
+from ..hooks import Progress
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside `path`, sync, rename: a crash leaves the old file or the new one, never half."""
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """Write `data` as stem + suffix, or stem_2, stem_3 … : a file that exists is never overwritten. Returns the path."""
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        for number in range(1, 100_000):
+            path = folder / f"{stem}{'' if number == 1 else f'_{number}'}{suffix}"
+            try:
+                os.link(temporary, path)  # fails where the name is taken, also by a run beside ours
+            except FileExistsError:
+                continue
+            except OSError:  # a file system without hard links
+                if path.exists():
+                    continue
+                os.rename(temporary, path)
+            return path
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    raise LoomError(f"name {stem!r} is taken 99,999 times in {folder.name}: choose another TrainLoRA.name")
+
+
+def new_run(runs_folder: Path, name: str) -> Path:
+    """An empty folder `name`, `name_2` … below `runs_folder`."""
+    _make(runs_folder)
+    for number in range(1, 100_000):
+        path = runs_folder / f"{name}{'' if number == 1 else f'_{number}'}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise LoomError(f"name {name!r} is taken 99,999 times: choose another TrainLoRA.name")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoomError(f"folder {folder} cannot be made ({error.strerror}): choose another output folder or free the path") from error
+
+
+class Reservation:
+    """Disk space held from the start, so that a disk that fills up meanwhile cannot cost the result."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        _make(folder)
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise LoomError(f"disk has {free / 1e6:.1f} MB free in {folder.name}, this run needs {size / 1e6:.1f} MB: free some space or choose another output folder")
+        self.path: Path | None = None
+        try:
+            handle, name = tempfile.mkstemp(prefix=".", suffix=".reserved", dir=folder)
+            self.path = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                block = bytes(1 << 20)
+                for start in range(0, size, len(block)):
+                    file.write(block[: min(len(block), size - start)])
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self.release()
+            raise LoomError(f"folder {folder} cannot take the {size / 1e6:.1f} MB this run needs ({error.strerror}): free some space, "
+                            "check that it may be written to, or choose another output folder") from error
+
+    def release(self) -> None:
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            self.path = None
+
+
+class Log:
+    """metrics.jsonl, one line a step, and TensorBoard events where the package is installed. A full disk stops no run."""
+
+    def __init__(self, run: Path, log_dir: Path | None = None) -> None:
+        self._file = open(run / "metrics.jsonl", "a", encoding="utf-8")
+        self._board = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(log_dir / run.name if log_dir else run / "tensorboard"))
+        except ImportError:
+            pass
+
+    def step(self, progress: Progress) -> None:
+        line = {k: v for k, v in asdict(progress).items() if k not in ("phase", "total", "eta_seconds")}
+        with contextlib.suppress(OSError):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for name in ("loss", "smoothed_loss", "learning_rate", "grad_norm"):
+                    self._board.add_scalar(f"train/{name}", line[name], progress.step)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+            if self._board is not None:
+                self._board.close()

@@ -1,0 +1,356 @@
+"""The flat YAML of the command line (lora-scripts' keys): from a file to what is to be run.
+
+One table says which key means what; adding a key is adding a row. No weights and no pictures are read: `load_job` checks
+everything that can be known without them, so that a mistake costs a second.
+"""
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import presets
+from .backbones.families import FAMILIES, Family
+from .config import TARGETS, LoomConfig, coerce
+from .data.captions import SOURCES
+from .errors import LoomError
+
+TOY_BASE = "toy_base"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One YAML key: `where` is a path into LoomConfig (`adapter.rank`), `dataset.…` (read_dataset) or `run.…` (this Job)."""
+
+    name: str
+    where: str
+    help: str
+    default: Any = None  # for dataset and run keys; the rest take LoomConfig's own default
+    kind: str = "value"  # value · folder · file · path: the last three are resolved against the YAML file's folder
+
+
+KEYS = (
+    Key("train_data_dir", "run.data", "folder with the pictures (required)", "", "folder"),
+    Key("metadata_path", "run.metadata", "captions elsewhere: a metadata.csv or metadata.jsonl", "", "file"),
+    Key("base_model", "run.base_model", "a diffusers folder, a .safetensors file, or toy_base (required)", ""),
+    Key("preset", "run.preset", "values to start from; keys given beside it win", ""),
+    Key("lora_rank", "adapter.rank", "size of the adapters"),
+    Key("lora_alpha", "adapter.alpha", "alpha / rank scales the adapters' output"),
+    Key("lora_dropout", "adapter.dropout", "share of the adapters' inputs dropped"),
+    Key("algorithm", "adapter.algorithm", "lora or dora"),
+    Key("lora_target_modules", "adapter.target_modules", "one of LoRAConfig's targets, or a list of layer names or regular expressions"),
+    Key("train_text_encoder", "adapter.train_text_encoder", "train the text encoders too"),
+    Key("learning_rate", "optim.learning_rate", "for the UNet"),
+    Key("text_encoder_lr", "optim.text_encoder_lr", "for the text encoders, where they are trained"),
+    Key("optimizer", "optim.optimizer", "adamw"),
+    Key("scheduler", "optim.scheduler", "learning-rate schedule, as diffusers names it"),
+    Key("lr_warmup_steps", "optim.warmup_steps", "optimizer steps until the full learning rate"),
+    Key("weight_decay", "optim.weight_decay", "AdamW's"),
+    Key("max_grad_norm", "optim.max_grad_norm", "gradient clipping; 0 switches it off"),
+    Key("min_snr_gamma", "loss.min_snr_gamma", "loss weighting; 0 switches it off"),
+    Key("noise_offset", "loss.noise_offset", "helps very dark and very bright pictures"),
+    Key("caption_dropout", "loss.caption_dropout", "share of captions replaced by the empty one"),
+    Key("max_train_steps", "train.steps", "optimizer steps"),
+    Key("epochs", "train.epochs", "passes over the pictures; used where max_train_steps is not given"),
+    Key("batch_size", "train.batch_size", "pictures a micro-batch"),
+    Key("gradient_accumulation_steps", "train.gradient_accumulation_steps", "micro-batches an optimizer step"),
+    Key("gradient_checkpointing", "train.gradient_checkpointing", "less memory, about 40 % more time"),
+    Key("mixed_precision", "train.precision", "auto, bf16, fp32 or no"),
+    Key("seed", "train.seed", "the same seed gives the same LoRA"),
+    Key("resolution", "dataset.resolution", "side of the square with a bucket's area, in pixels; SDXL's default is 1024", 512),
+    Key("min_size", "dataset.min_size", "smaller pictures are left out; the smaller of 512 and the resolution", 512),
+    Key("caption_source", "dataset.caption_source", "auto, metadata, sidecar, folder name or none", "auto"),
+    Key("trigger_word", "dataset.trigger_word", "put before every caption", ""),
+    Key("repeats", "dataset.repeats", "how often a picture counts in an epoch", 1),
+    Key("flip", "dataset.flip", "mirror pictures at random", False),
+    Key("buckets", "dataset.buckets", "keep aspect ratios", True),
+    Key("output_dir", "run.output_dir", "where the LoRA file goes", "output", "path"),
+    Key("output_name", "output.name", "the LoRA's file name without its ending"),
+    Key("save_steps", "output.save_steps", "save every so many steps; 0 for the end only"),
+    Key("save_precision", "output.save_dtype", "fp16, bf16 or fp32"),
+    Key("log_dir", "run.log_dir", "TensorBoard events; the run's own folder where not given", "", "path"),
+    Key("device", "run.device", "auto, cpu or cuda", "auto"),
+    Key("task_type", "run.task_type", "text-to-image, the only task here", "text-to-image"),
+)
+ALIASES = {"lr_scheduler": "scheduler"}
+_TABLE = {key.name: key for key in KEYS}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the YAML asks for, with every default filled in and every path absolute."""
+
+    base_model: str  # an absolute path, or toy_base
+    family: Family
+    data: Path
+    dataset: dict[str, Any]  # keyword arguments of `read_dataset`
+    config: LoomConfig
+    output_dir: Path
+    log_dir: Path | None = None
+    device: str = "auto"
+    metadata: Path | None = None
+    preset: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what was understood differently from how it was written
+
+
+def load_job(path: str | Path) -> Job:
+    """The job that a YAML file describes. Raises LoomError naming the key, the value, the rule and the remedy."""
+    path = Path(path).expanduser()
+    given = _canonical(_read(path), path.name)
+    values = {name: _value(_TABLE[name], value, path.absolute().parent) for name, value in given.items()}
+    for name in ("train_data_dir", "base_model"):
+        if not values.get(name):
+            raise LoomError(f"{name} is missing in {path.name}: it is required, {_TABLE[name].help}")
+    run = {k.where.split(".")[1]: values.get(k.name, k.default) for k in KEYS if k.where.startswith("run.")}
+    base_model, family = find_base_model(run["base_model"], path.absolute().parent)
+    config, notes = _config(values, run["preset"])
+    return Job(
+        base_model=base_model, family=family, data=run["data"], dataset=_dataset(values, family), config=config, device=run["device"],
+        output_dir=run["output_dir"] if "output_dir" in values else path.absolute().parent / "output",
+        log_dir=run["log_dir"] or None, metadata=run["metadata"] or None, preset=run["preset"], notes=notes,
+    )
+
+
+def describe(job: Job) -> str:
+    """Every value of the job as flat YAML, the defaults too: it can be saved and gives the same job again."""
+    run = {**vars(job), "task_type": "text-to-image"}
+    tree = job.config.to_dict()
+    lines = {}
+    for key in KEYS:
+        owner, name = key.where.split(".")
+        value = (job.dataset if owner == "dataset" else run if owner == "run" else tree[owner])[name]
+        if value in (None, "") and owner == "run" or value == 0 and name in ("steps", "epochs"):
+            continue
+        lines[key.name] = str(value) if isinstance(value, Path) else value
+    lines["lora_target_modules"] = tree["adapter"]["target_modules"] or tree["adapter"]["targets"]
+    notes = "".join(f"# {note}\n" for note in job.notes)
+    return notes + yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=1000)
+
+
+# ---------------------------------------------------------------- reading
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise LoomError(f"key {key.value!r} is given twice, in lines {seen[key.value]} and {key.start_mark.line + 1}: keep one")
+            seen[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # Windows' Notepad writes a byte order mark
+    except OSError as error:
+        raise LoomError(f"{path} cannot be read ({error.strerror}): give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise LoomError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8 in your editor") from None
+    try:
+        tree = yaml.load(text, _Loader)  # a SafeLoader: plain data only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        hint = "; in double quotes a backslash starts an escape: write Windows paths with / or in single quotes" if "escape" in str(error) else ""
+        raise LoomError(f"{path.name} is not YAML{line}: {getattr(error, 'problem', None) or error}{hint}") from None
+    if not isinstance(tree, dict):
+        raise LoomError(f"{path.name} holds {tree!r}: it must hold lines such as `lora_rank: 16`")
+    return tree
+
+
+def _canonical(tree: dict, source: str) -> dict[str, Any]:
+    """The given keys under their own names; empty values mean the default."""
+    result: dict[str, Any] = {}
+    for written, value in tree.items():
+        name = ALIASES.get(written, written)
+        if name not in _TABLE:
+            near = difflib.get_close_matches(str(name), [*_TABLE, *ALIASES], 1, 0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise LoomError(f"key {written!r} in {source} is unknown: {hint}Valid keys are {', '.join(_TABLE)}")
+        if name in result:
+            raise LoomError(f"{written} is another name of {name}, and both are given in {source}: keep one")
+        if value is not None:
+            result[name] = value
+    return result
+
+
+# ---------------------------------------------------------------- values
+
+def _value(key: Key, written: Any, folder: Path) -> Any:
+    """One value, converted and checked by itself, so that the message can name the key as it is written."""
+    value = written
+    try:
+        if key.kind != "value":
+            return _path(value, folder, key.kind)
+        owner, name = key.where.split(".")
+        if owner in ("run", "dataset"):
+            return _CHECKS.get(key.name, lambda v: v)(coerce("it", value, key.default))
+        if key.name == "lora_target_modules":
+            return _targets(value)
+        value = _SPELLINGS.get(key.name, lambda v: v)(value)
+        default = LoomConfig()
+        value = coerce("it", value, getattr(getattr(default, owner), name))
+        part = {name: value} | ({"epochs": 1} if name == "steps" else {})
+        getattr(default.replace(**{owner: part}), owner).validate()
+        return value
+    except LoomError as error:
+        raise LoomError(f"{key.name} {written!r}: {error}") from None
+
+
+def _path(value: Any, folder: Path, kind: str) -> Path:
+    text = coerce("it", value, "./pictures").strip()
+    if any(ord(c) < 32 for c in text):
+        raise LoomError("it holds a control character: in double quotes a backslash starts an escape; write / or use single quotes")
+    path = folder / Path(text).expanduser()
+    if kind == "folder" and not path.is_dir():
+        raise LoomError(f"{path} is not a folder: give one that exists; relative paths start at the YAML file's folder")
+    if kind == "file" and path.suffix not in (".csv", ".jsonl"):
+        raise LoomError("it does not end in .csv or .jsonl: give a metadata.csv (filename,prompt) or metadata.jsonl")
+    if kind == "file" and not path.is_file():
+        raise LoomError(f"{path} is not a file: give one that exists; relative paths start at the YAML file's folder")
+    return path
+
+
+def find_base_model(value: str, folder: Path) -> tuple[str, Family]:
+    """(`toy_base` or an absolute path, its family), by names and headers alone. Raises LoomError where it cannot be trained on."""
+    if value == TOY_BASE:
+        return value, FAMILIES["toy"]
+    path = folder / Path(value).expanduser()
+    if not path.exists():
+        raise LoomError(f"base_model {value!r} is not found at {path}: nothing is downloaded; "
+                        "give a local diffusers folder, a .safetensors file, or toy_base")
+    if path.is_file() and path.suffix.lower() != ".safetensors":
+        raise LoomError(f"base_model {value!r} ends in {path.suffix or 'nothing'}: only .safetensors files are read; convert it first")
+    try:
+        if path.is_file():
+            family = _family_of_file(path)
+        else:
+            width = json.loads((path / "unet" / "config.json").read_text(encoding="utf-8"))["cross_attention_dim"]
+            family = "sdxl" if (path / "text_encoder_2").is_dir() else "sd2" if width == 1024 else "sd15"
+    except FileNotFoundError:
+        raise LoomError(f"base_model {value!r} is a folder without unet/config.json: give the folder of a diffusers pipeline") from None
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise LoomError(f"base_model {value!r} cannot be read ({error}): it may be cut off; copy it again") from None
+    if family is None:
+        raise LoomError(f"base_model {value!r} is none of SD1.5, SD2.x and SDXL: LoRA Loom trains on full checkpoints of these; give one")
+    return str(path), FAMILIES[family]
+
+
+def _family_of_file(path: Path) -> str | None:
+    """By the width of the text that the UNet attends to, from the safetensors header: 8 bytes of length, then JSON."""
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        if length > 100_000_000:  # the format's own limit
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
+    context = header.get("model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", {"shape": (0, 0)})
+    return {768: "sd15", 1024: "sd2", 2048: "sdxl"}.get(context["shape"][1])
+
+
+def _targets(value: Any) -> dict[str, Any]:
+    """LoRAConfig's targets by name, or regular expressions; a plain name such as to_q means every layer that ends in it."""
+    if value in TARGETS:
+        return {"targets": value, "target_modules": ()}
+    names = coerce("it", value, ())
+    if not names or not all(isinstance(n, str) and n for n in names):
+        raise LoomError(f"it must be one of {', '.join(TARGETS)}, or a list such as [to_q, to_k, to_v]")
+    if isinstance(value, list) and len(value) == 1 and value[0] in TARGETS:
+        return {"targets": value[0], "target_modules": ()}
+    for name in names:
+        if name in TARGETS:
+            raise LoomError(f"{name!r} is the name of a set of layers: give it alone, without a list")
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise LoomError(f"{name!r} is not a regular expression ({error}): give a layer's name such as to_q") from None
+    return {"target_modules": tuple(rf"(^|\.){re.escape(n)}$" if re.fullmatch(r"[\w.]+", n) else n for n in names)}
+
+
+def _precision(value: Any) -> Any:
+    word = "no" if value is False else str(value).strip().lower()  # YAML reads a bare `no` as false
+    if word in ("fp16", "float16", "half"):
+        raise LoomError("fp16 overflows in training: use bf16, or auto, which takes what the device can do")
+    return "fp32" if word in ("no", "float32") else word
+
+
+def _one_of(*choices: str):
+    def check(value: str) -> str:
+        if value not in choices:
+            near = difflib.get_close_matches(value, choices, 1, 0.4)
+            raise LoomError(f"it is one of {', '.join(choices)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return value
+    return check
+
+
+def _between(low: int, high: int):
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            raise LoomError(f"it takes {low} to {high}")
+        return value
+    return check
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise LoomError("it is auto, cpu, cuda, or cuda:1 for the second card")
+    return value
+
+
+def _preset(name: str) -> str:
+    if name:
+        presets.load(name)
+    return name
+
+
+def _lower(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+_SPELLINGS = {  # lora-scripts and its kin write AdamW, Cosine, float, no
+    "optimizer": _lower, "scheduler": _lower, "algorithm": _lower, "mixed_precision": _precision,
+    "save_precision": lambda v: {"float": "fp32"}.get(_lower(v), _lower(v)),
+}
+_CHECKS = {
+    "resolution": _between(64, 4096), "min_size": _between(0, 65536), "repeats": _between(1, 1000),  # as read_dataset
+    "caption_source": _one_of(*SOURCES), "task_type": _one_of("text-to-image"), "device": _device, "preset": _preset,
+}
+
+
+def _dataset(values: dict[str, Any], family: Family) -> dict[str, Any]:
+    options = {k.where.split(".")[1]: values.get(k.name, k.default) for k in KEYS if k.where.startswith("dataset.")}
+    if "resolution" not in values:
+        options["resolution"] = family.resolution
+    if "min_size" not in values:
+        options["min_size"] = min(512, options["resolution"])
+    return options
+
+
+def _config(values: dict[str, Any], preset: str) -> tuple[LoomConfig, tuple[str, ...]]:
+    """The preset's values, overridden by the given ones; steps decide over epochs."""
+    tree: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        owner, field_name = _TABLE[name].where.split(".")
+        if owner not in ("run", "dataset"):
+            tree.setdefault(owner, {}).update(value if name == "lora_target_modules" else {field_name: value})
+    train, notes = tree.get("train", {}), []
+    if train.get("epochs"):
+        if train.get("steps"):
+            notes.append(f"epochs {train['epochs']} is not used: max_train_steps {train['steps']} decides")
+            train["epochs"] = 0
+        else:
+            train["steps"] = 0
+    config = presets.merge(presets.load(preset) if preset else {}, tree)
+    rank, alpha = config.adapter.rank, config.adapter.alpha
+    if "lora_rank" in values and "lora_alpha" not in values and rank != alpha:
+        notes.append(f"lora_alpha is {alpha:g}, not {rank}: the adapters count {alpha / rank:g}-fold; give lora_alpha to choose")
+    return config, tuple(notes)
