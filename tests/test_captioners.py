@@ -122,7 +122,8 @@ def test_tokenizer_from_the_model_folder(tmp_path: Path, offline: None) -> None:
     tokens = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": {"type": "Whitespace"},
               "post_processor": None, "decoder": None, "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"}}
     (home / "tokenizer.json").write_text(json.dumps(tokens))
-    (home / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    (home / "tokenizer_config.json").write_text(json.dumps(settings))
     tagger = clip_tags.load(home)
     assert tagger.tokenizer(["a photo of cat"])[0, :6].tolist() == [1, 2, 3, 4, 0, 0]
     assert tagger.rank([Image.fromarray(data.coffee())], LABELS).shape == (1, 4)

@@ -96,10 +96,10 @@ def train_command(options: argparse.Namespace) -> int:
 
     model = backbone.load(job.base_model, job.device, job.config.train.precision)
     terminal = Terminal()
+    hooks = Hooks(progress=terminal.progress, poll=terminal.poll, should_stop=lambda: terminal.stopping, event=terminal.event)
     with terminal.ctrl_c():
-        result = train(model, dataset, job.config, loras_folder=job.output_dir, runs_folder=job.output_dir / "lora_loom", log_dir=job.log_dir,
-                       hooks=Hooks(progress=terminal.progress, poll=terminal.poll, should_stop=lambda: terminal.stopping))
-    terminal.end_line()
+        result = train(model, dataset, job.config, loras_folder=job.output_dir, runs_folder=job.output_dir / "lora_loom", hooks=hooks,
+                       log_dir=job.log_dir)
     print(result.report)
     print(f"LoRA: {result.path}")
     return INTERRUPTED if terminal.stopping else 0
@@ -122,15 +122,22 @@ class Terminal:
     """Progress on one line, and Ctrl-C as a wish: the step in hand is finished, so that no half step is saved."""
 
     def __init__(self) -> None:
-        self.stopping, self.training, self.shown, self.width = False, False, 0.0, 0
+        self.stopping, self.training, self.saved, self.shown, self.width = False, False, "", 0.0, 0
 
     @contextmanager
     def ctrl_c(self):
+        """Ctrl-C is ours inside. Where an error ends the run, what was saved on the way out is named."""
         before = signal.signal(signal.SIGINT, self._asked)
         try:
             yield
+        except BaseException:
+            self.end_line()
+            if self.saved:
+                print(f"what was learned is saved as {self.saved}", file=sys.stderr)
+            raise
         finally:
             signal.signal(signal.SIGINT, before)
+            self.end_line()
 
     def _asked(self, *_) -> None:
         if self.stopping:
@@ -142,6 +149,13 @@ class Terminal:
     def poll(self) -> None:
         if self.stopping and not self.training:  # nothing is learned yet
             raise KeyboardInterrupt
+
+    def event(self, name: str, data: dict) -> None:
+        if name == "saved":
+            self.saved = data["path"]
+        elif name == "checkpoint failed":
+            self.end_line()
+            print(f"warning: the checkpoint of step {data['step']} could not be written ({data['reason']}); the run goes on", file=sys.stderr)
 
     def progress(self, progress) -> None:
         self.training = progress.phase == "train"
@@ -181,7 +195,7 @@ def caption_command(options: argparse.Namespace) -> int:
                                             existing=options.existing, save_as=save_as, progress=show)
         save_captions(captioned, save_as)  # captions that were kept as they are belong in the file too
     print(report.splitlines()[0])
-    print(*(line for line in report.splitlines() if line.startswith("warning")), sep="\n", end="")
+    print("".join(f"{line}\n" for line in report.splitlines() if line.startswith("warning")), end="")
     print(f"captions: {'a .txt beside every picture in ' + str(options.input) if options.sidecar else output}")
     return 0
 

@@ -6,9 +6,6 @@ everything that can be known without them, so that a mistake costs a second.
 from __future__ import annotations
 
 import difflib
-import json
-import re
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,10 @@ from typing import Any
 import yaml
 
 from . import presets
-from .backbones.families import FAMILIES, Family
-from .config import TARGETS, LoomConfig, coerce
-from .data.captions import SOURCES
+from .backbones.families import Family
+from .config import LoomConfig, coerce
 from .errors import LoomError
-
-TOY_BASE = "toy_base"
+from .yaml_values import CHECKS, SPELLINGS, find_base_model, path_of, targets_of
 
 
 @dataclass(frozen=True)
@@ -191,13 +186,13 @@ def _value(key: Key, written: Any, folder: Path) -> Any:
     value = written
     try:
         if key.kind != "value":
-            return _path(value, folder, key.kind)
+            return path_of(value, folder, key.kind)
         owner, name = key.where.split(".")
         if owner in ("run", "dataset"):
-            return _CHECKS.get(key.name, lambda v: v)(coerce("it", value, key.default))
+            return CHECKS.get(key.name, lambda v: v)(coerce("it", value, key.default))
         if key.name == "lora_target_modules":
-            return _targets(value)
-        value = _SPELLINGS.get(key.name, lambda v: v)(value)
+            return targets_of(value)
+        value = SPELLINGS.get(key.name, lambda v: v)(value)
         default = LoomConfig()
         value = coerce("it", value, getattr(getattr(default, owner), name))
         part = {name: value} | ({"epochs": 1} if name == "steps" else {})
@@ -205,125 +200,6 @@ def _value(key: Key, written: Any, folder: Path) -> Any:
         return value
     except LoomError as error:
         raise LoomError(f"{key.name} {written!r}: {error}") from None
-
-
-def _path(value: Any, folder: Path, kind: str) -> Path:
-    text = coerce("it", value, "./pictures").strip()
-    if any(ord(c) < 32 for c in text):
-        raise LoomError("it holds a control character: in double quotes a backslash starts an escape; write / or use single quotes")
-    path = folder / Path(text).expanduser()
-    if kind == "folder" and not path.is_dir():
-        raise LoomError(f"{path} is not a folder: give one that exists; relative paths start at the YAML file's folder")
-    if kind == "file" and path.suffix not in (".csv", ".jsonl"):
-        raise LoomError("it does not end in .csv or .jsonl: give a metadata.csv (filename,prompt) or metadata.jsonl")
-    if kind == "file" and not path.is_file():
-        raise LoomError(f"{path} is not a file: give one that exists; relative paths start at the YAML file's folder")
-    return path
-
-
-def find_base_model(value: str, folder: Path) -> tuple[str, Family]:
-    """(`toy_base` or an absolute path, its family), by names and headers alone. Raises LoomError where it cannot be trained on."""
-    if value == TOY_BASE:
-        return value, FAMILIES["toy"]
-    path = folder / Path(value).expanduser()
-    if not path.exists():
-        raise LoomError(f"base_model {value!r} is not found at {path}: nothing is downloaded; "
-                        "give a local diffusers folder, a .safetensors file, or toy_base")
-    if path.is_file() and path.suffix.lower() != ".safetensors":
-        raise LoomError(f"base_model {value!r} ends in {path.suffix or 'nothing'}: only .safetensors files are read; convert it first")
-    try:
-        if path.is_file():
-            family = _family_of_file(path)
-        else:
-            width = json.loads((path / "unet" / "config.json").read_text(encoding="utf-8"))["cross_attention_dim"]
-            family = "sdxl" if (path / "text_encoder_2").is_dir() else "sd2" if width == 1024 else "sd15"
-    except FileNotFoundError:
-        raise LoomError(f"base_model {value!r} is a folder without unet/config.json: give the folder of a diffusers pipeline") from None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise LoomError(f"base_model {value!r} cannot be read ({error}): it may be cut off; copy it again") from None
-    if family is None:
-        raise LoomError(f"base_model {value!r} is none of SD1.5, SD2.x and SDXL: LoRA Loom trains on full checkpoints of these; give one")
-    return str(path), FAMILIES[family]
-
-
-def _family_of_file(path: Path) -> str | None:
-    """By the width of the text that the UNet attends to, from the safetensors header: 8 bytes of length, then JSON."""
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        if length > 100_000_000:  # the format's own limit
-            raise ValueError(f"a header of {length} bytes")
-        header = json.loads(file.read(length))
-    context = header.get("model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", {"shape": (0, 0)})
-    return {768: "sd15", 1024: "sd2", 2048: "sdxl"}.get(context["shape"][1])
-
-
-def _targets(value: Any) -> dict[str, Any]:
-    """LoRAConfig's targets by name, or regular expressions; a plain name such as to_q means every layer that ends in it."""
-    if value in TARGETS:
-        return {"targets": value, "target_modules": ()}
-    names = coerce("it", value, ())
-    if not names or not all(isinstance(n, str) and n for n in names):
-        raise LoomError(f"it must be one of {', '.join(TARGETS)}, or a list such as [to_q, to_k, to_v]")
-    if isinstance(value, list) and len(value) == 1 and value[0] in TARGETS:
-        return {"targets": value[0], "target_modules": ()}
-    for name in names:
-        if name in TARGETS:
-            raise LoomError(f"{name!r} is the name of a set of layers: give it alone, without a list")
-        try:
-            re.compile(name)
-        except re.error as error:
-            raise LoomError(f"{name!r} is not a regular expression ({error}): give a layer's name such as to_q") from None
-    return {"target_modules": tuple(rf"(^|\.){re.escape(n)}$" if re.fullmatch(r"[\w.]+", n) else n for n in names)}
-
-
-def _precision(value: Any) -> Any:
-    word = "no" if value is False else str(value).strip().lower()  # YAML reads a bare `no` as false
-    if word in ("fp16", "float16", "half"):
-        raise LoomError("fp16 overflows in training: use bf16, or auto, which takes what the device can do")
-    return "fp32" if word in ("no", "float32") else word
-
-
-def _one_of(*choices: str):
-    def check(value: str) -> str:
-        if value not in choices:
-            near = difflib.get_close_matches(value, choices, 1, 0.4)
-            raise LoomError(f"it is one of {', '.join(choices)}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        return value
-    return check
-
-
-def _between(low: int, high: int):
-    def check(value: int) -> int:
-        if not low <= value <= high:
-            raise LoomError(f"it takes {low} to {high}")
-        return value
-    return check
-
-
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise LoomError("it is auto, cpu, cuda, or cuda:1 for the second card")
-    return value
-
-
-def _preset(name: str) -> str:
-    if name:
-        presets.load(name)
-    return name
-
-
-def _lower(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-_SPELLINGS = {  # lora-scripts and its kin write AdamW, Cosine, float, no
-    "optimizer": _lower, "scheduler": _lower, "algorithm": _lower, "mixed_precision": _precision,
-    "save_precision": lambda v: {"float": "fp32"}.get(_lower(v), _lower(v)),
-}
-_CHECKS = {
-    "resolution": _between(64, 4096), "min_size": _between(0, 65536), "repeats": _between(1, 1000),  # as read_dataset
-    "caption_source": _one_of(*SOURCES), "task_type": _one_of("text-to-image"), "device": _device, "preset": _preset,
-}
 
 
 def _dataset(values: dict[str, Any], family: Family) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Captioner(Protocol):
 
 
 def parse_labels(text: str) -> list[str]:
-    """Labels from lines and commas (Chinese ones too), each once, in order; lines beginning with # do not count. Raises LoomError when none is left."""
+    """Labels from lines and commas (Chinese ones too), each once, in order; lines that begin with # are skipped. Raises LoomError for none."""
     lines = [line for line in text.replace("\uff0c", ",").replace("\u3001", ",").splitlines() if not line.lstrip().startswith("#")]
     labels = {}
     for label in (" ".join(part.split()) for line in lines for part in line.split(",")):

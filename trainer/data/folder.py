@@ -85,13 +85,14 @@ class Dataset:
         """What was found, in lines to read."""
         captioned = sum(bool(p.caption) for p in self.pictures)
         widths, heights = [p.width for p in self.pictures], [p.height for p in self.pictures]
+        count, home = len(self.pictures), self.folder.name or self.folder
         lines = [
-            f"{len(self.pictures)} pictures x {self.repeats} repeats = {len(self.pictures) * self.repeats} per epoch, from {self.folder.name or self.folder}",
-            f"captions: {captioned} of {len(self.pictures)} pictures, source: {self.caption_source}",
+            f"{count} pictures x {self.repeats} repeats = {count * self.repeats} per epoch, from {home}",
+            f"captions: {captioned} of {count} pictures, source: {self.caption_source}",
             f"trigger word: {self.trigger_word or 'none'}",
             f"sizes: {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high; trained at {self.resolution}, "
             f"{'in buckets by aspect ratio' if self.buckets else 'cropped to squares'}{', flipped at random' if self.flip else ''}",
-        ] if self.pictures else [f"no pictures, from {self.folder.name}"]
+        ] if self.pictures else [f"no pictures, from {home}"]
         if self.left_out:
             lines.append(f"left out: {len(self.left_out)}")
             lines += [f"  {name}: {why}" for name, why in self.left_out[:20]]

@@ -1,0 +1,76 @@
+"""LoadDataset: a folder of pictures and captions becomes a TRAIN_DATASET."""
+from __future__ import annotations
+
+import torch
+
+from ..trainer.data import folder as reading
+from ..trainer.data.buckets import bucket_for, fit, to_tensor
+from ..trainer.data.pictures import open_picture
+from ..trainer.errors import LoomError
+from . import events, folders
+from .schema import Dataset, io, schema, widget
+
+SOURCES = ["auto", "metadata", "sidecar", "folder name", "none"]
+_SHOWN = 200  # pictures in the `images` output: more would not fit in memory
+_same: dict[str, str] = {}  # fingerprint after AutoCaption wrote captions -> the one before
+
+
+def written(before: str, after: str) -> None:
+    """Our own captions, just written, are no reason to run everything again."""
+    _same[after] = _same.get(before, before)
+
+
+class LoadDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "LoadDataset", "Load Dataset", search_aliases=["training data", "image folder", "dataset", "kohya", "lora"],
+            description="Pictures with captions from a folder inside ComfyUI's input folder (or a registered datasets folder).",
+            inputs=[
+                widget(io.Combo, "folder", options=folders.dataset_names(), tooltip="A sub-folder of ComfyUI's input folder. Put your pictures there, then refresh."),
+                widget(io.Int, "resolution", default=512, min=64, max=4096, step=8, tooltip="Pictures are trained at about this many pixels squared. 512 for SD1.5, 1024 for SDXL, 64 for the toy base."),
+                widget(io.Int, "min_size", default=512, min=1, max=8192, tooltip="Pictures whose shorter side is smaller are left out, and reported."),
+                widget(io.Combo, "caption_source", options=SOURCES, default="auto", tooltip="auto: metadata.csv, else metadata.jsonl, else .txt beside each picture, else a folder name such as 10_cat."),
+                widget(io.String, "trigger_word", default="", tooltip="Put in front of every caption that lacks it; write it in your prompts to call the LoRA."),
+                widget(io.Int, "repeats", default=1, min=1, max=1000, tooltip="How often an epoch shows each picture. It changes what an epoch is, not how many steps are trained."),
+                widget(io.Boolean, "flip", default=False, tooltip="Also train on the mirror images. Not for text, faces with a side, or logos."),
+                widget(io.Boolean, "buckets", default=True, tooltip="Keep aspect ratios by training each picture in the bucket nearest to its shape. Off: square crops."),
+            ],
+            outputs=[Dataset.Output("dataset"), io.Image.Output("images", is_output_list=True), io.String.Output("report")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder) -> bool | str:
+        try:
+            folders.dataset(folder)
+        except LoomError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **values) -> str:
+        try:
+            print_ = reading.fingerprint(folders.dataset(folder))
+        except LoomError:
+            return "missing"
+        return _same.get(print_, print_)
+
+    @classmethod
+    def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets) -> io.NodeOutput:
+        found = reading.read_dataset(
+            folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
+            repeats=repeats, flip=flip, buckets=buckets, poll=events.interrupted)
+        report = found.report()
+        events.show(cls.hidden.unique_id, report)
+        return io.NodeOutput(found, _images(found), report)
+
+
+def _images(found: reading.Dataset) -> list[torch.Tensor]:
+    """The pictures as the buckets crop them, each (1, H, W, 3) in 0..1; the first 200."""
+    shown = []
+    for picture in found.pictures[:_SHOWN]:
+        events.interrupted()
+        size = bucket_for(picture.width, picture.height, found.resolution, 16, found.buckets)
+        shown.append(to_tensor(fit(open_picture(picture.path), size)[0]).movedim(0, -1)[None])
+    return shown

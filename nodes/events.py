@@ -1,0 +1,63 @@
+"""From the trainer's hooks to ComfyUI: progress bar, text in the node, interrupt, websocket events."""
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+
+from ..trainer.hooks import Hooks, Progress
+
+_log = logging.getLogger("lora_loom")
+
+
+def interrupted() -> None:
+    """Raises ComfyUI's own interrupt where the user has asked for it."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def show(node_id: Any, text: str) -> None:
+    """Text inside the node. Without a server (tests) it goes to the log alone."""
+    server = _server()
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, str(node_id))
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """A namespaced websocket event, `lora_loom.<event>`."""
+    server = _server()
+    if server is not None:
+        server.send_sync(f"lora_loom.{event}", data)
+
+
+def _server() -> Any:
+    from server import PromptServer
+
+    return getattr(PromptServer, "instance", None)
+
+
+def hooks(node_id: Any) -> Hooks:
+    """Hooks for one node's run: at most five texts a second, so that the page stays quick."""
+    bar: dict[str, Any] = {}
+    last = [0.0]
+
+    def progress(now: Progress) -> None:
+        if bar.get("phase") != now.phase:
+            bar.update(phase=now.phase, bar=comfy.utils.ProgressBar(now.total, node_id=node_id))
+        bar["bar"].update_absolute(now.step, now.total)
+        clock = time.perf_counter()
+        if clock - last[0] > 0.2 or now.step == now.total:
+            last[0] = clock
+            show(node_id, now.line())
+            send("progress", {"node": str(node_id), "phase": now.phase, "step": now.step, "total": now.total, "loss": now.loss,
+                              "smoothed_loss": now.smoothed_loss, "steps_per_second": now.steps_per_second, "eta_seconds": now.eta_seconds})
+        if now.phase == "train" and (now.step % 50 == 0 or now.step == now.total):
+            _log.info("%s", now.line())
+
+    def event(name: str, data: dict[str, Any]) -> None:
+        _log.info("%s: %s", name, data)
+        send(name.replace(" ", "_"), {"node": str(node_id), **{k: v for k, v in data.items() if k != "path"}})
+
+    return Hooks(progress=progress, poll=interrupted, event=event)

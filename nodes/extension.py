@@ -1,0 +1,20 @@
+"""The list of nodes that ComfyUI asks for."""
+from __future__ import annotations
+
+from . import folders, routes
+from .caption import AutoCaption
+from .config import LoRAConfig
+from .dataset import LoadDataset
+from .preview import PreviewSample
+from .schema import ComfyExtension, io
+from .toy import ToyBase
+from .train import TrainLoRA
+
+
+class LoraLoom(ComfyExtension):
+    async def on_load(self) -> None:
+        folders.register()
+        routes.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]

@@ -1,0 +1,67 @@
+"""Where things lie: names in widgets are relative to ComfyUI's own folders, never absolute, and never lead out of them."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..trainer.errors import LoomError
+
+_DEPTH = 3
+_MOST = 2000
+
+
+def register() -> None:
+    """Folders that users may put in extra_model_paths.yaml: `datasets` and `open_clip`."""
+    for kind in ("datasets", "open_clip"):
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+
+
+def loras() -> Path:
+    """<output>/loras, which ComfyUI itself registers for LoraLoader; else the first registered loras folder."""
+    own = os.path.join(folder_paths.get_output_directory(), "loras")
+    known = folder_paths.get_folder_paths("loras")
+    return Path(own if own in known or not known else known[0])
+
+
+def runs() -> Path:
+    return Path(folder_paths.get_output_directory(), "lora_loom")
+
+
+def _roots() -> list[tuple[str, Path]]:
+    """(prefix of the name, root). Folders in input/ go by their bare name."""
+    return [("", Path(folder_paths.get_input_directory()))] + [("datasets/", Path(p)) for p in folder_paths.get_folder_paths("datasets")]
+
+
+def dataset_names() -> list[str]:
+    """Every sub-folder of the roots, three levels deep, in natural order; hidden ones are left out."""
+    found: list[str] = []
+    for prefix, root in _roots():
+        for here, below, _ in os.walk(root):
+            inside = Path(here).relative_to(root)
+            below[:] = sorted(b for b in below if not b.startswith(".")) if len(inside.parts) < _DEPTH else []
+            if inside.parts:
+                found.append(prefix + inside.as_posix())
+            if len(found) >= _MOST:
+                return found
+    return list(dict.fromkeys(found))
+
+
+def dataset(name: str) -> Path:
+    """The folder of that name. LoomError where it is missing or leads out of the roots."""
+    rule = "LoadDataset.folder takes a folder inside ComfyUI's input folder, or inside a registered datasets folder"
+    if not name or not str(name).strip():
+        raise LoomError(f"folder is empty: {rule}; make one there, put pictures into it and refresh the page")
+    for prefix, root in _roots():
+        if not name.startswith(prefix):
+            continue
+        path = os.path.realpath(root / name[len(prefix):])
+        base = os.path.realpath(root)
+        if path != base and os.path.commonpath([base, path]) == base and os.path.isdir(path):
+            return Path(path)
+    raise LoomError(f"folder {name!r} is not there: {rule}; copy it there, or choose another")
+
+
+def clip_folders() -> list[Path]:
+    return [Path(p) for p in folder_paths.get_folder_paths("open_clip")]

@@ -1,0 +1,30 @@
+"""The one import of comfy_api, and what older ComfyUIs lack: fields that they do not know are left out quietly."""
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from comfy_api.latest import ComfyExtension, io, ui
+
+CATEGORY = "LoRA Loom"
+Dataset = io.Custom("TRAIN_DATASET")
+Config = io.Custom("LORA_CONFIG")
+LoraModel = io.Custom("LORA_MODEL")
+LossMap = io.Custom("LOSS_MAP")
+
+__all__ = ["CATEGORY", "ComfyExtension", "Config", "Dataset", "LoraModel", "LossMap", "io", "schema", "ui", "widget"]
+
+
+def _known(callable_: Any, values: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(callable_).parameters
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def schema(node_id: str, display_name: str, **values: Any) -> io.Schema:
+    """A node's schema in our category. `search_aliases` and the like exist only in newer ComfyUIs."""
+    return io.Schema(**_known(io.Schema, {"node_id": node_id, "display_name": display_name, "category": CATEGORY, **values}))
+
+
+def widget(kind: Any, name: str, **values: Any) -> Any:
+    """One input. `advanced` folds it away where ComfyUI can."""
+    return kind.Input(name, **_known(kind.Input.__init__, values))

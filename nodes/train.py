@@ -1,0 +1,73 @@
+"""TrainLoRA: trains on the checkpoint that ComfyUI holds, and hands the result to the same graph."""
+from __future__ import annotations
+
+import dataclasses
+
+from ..trainer import job
+from ..trainer.config import LoomConfig, TrainConfig, check_name
+from ..trainer.errors import LoomError
+from . import events, folders
+from .schema import Config, Dataset, LoraModel, LossMap, io, schema, widget
+
+_LOADERS = ("ckpt_name", "unet_name", "model_name", "base")
+
+
+class TrainLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        train, optim = TrainConfig(), LoomConfig().optim
+        return schema(
+            "TrainLoRA", "Train LoRA", is_output_node=True, search_aliases=["lora trainer", "finetune", "dreambooth", "kohya", "training"],
+            description="Trains a LoRA on the connected model without copying it. Interrupt at any time: what was learned is saved.",
+            inputs=[
+                widget(io.Model, "model"), widget(io.Clip, "clip"), widget(io.Vae, "vae"), widget(Dataset, "dataset"), widget(Config, "config"),
+                widget(io.Int, "steps", default=train.steps, min=0, max=1_000_000, tooltip="Optimizer steps. 1500-3000 suit 10-30 pictures. 0: count by epochs."),
+                widget(io.Int, "epochs", default=train.epochs, min=0, max=100_000, tooltip="Used where steps is 0: how often all pictures are seen."),
+                widget(io.Float, "learning_rate", default=optim.learning_rate, min=0.00000001, max=1.0, step=0.00001, round=False,
+                       tooltip="1e-4 suits most. Too high: noise and burnt colours. Too low: nothing is learned."),
+                widget(io.Int, "batch_size", default=train.batch_size, min=1, max=256, tooltip="Pictures at once. More is steadier and needs more memory."),
+                widget(io.Int, "seed", default=train.seed, min=0, max=2**63 - 1, control_after_generate=False, tooltip="The same seed, data and settings give the same LoRA."),
+                widget(io.String, "name", default=LoomConfig().output.name, tooltip="File name of the LoRA in output/loras. One that exists is never overwritten: the new file gets a number."),
+            ],
+            outputs=[io.Model.Output("model"), io.Clip.Output("clip"), LoraModel.Output("lora"), LossMap.Output("loss"), io.String.Output("path")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        )
+
+    @classmethod
+    def validate_inputs(cls, steps, epochs, name) -> bool | str:
+        try:
+            if name is not None:  # None where the input is a link
+                check_name(name)
+            if steps is not None and epochs is not None:
+                dataclasses.replace(TrainConfig(), steps=steps, epochs=epochs).validate()
+        except LoomError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name) -> io.NodeOutput:
+        from ..trainer.backbones.comfy import ComfyModel
+
+        config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
+                                optim={"learning_rate": learning_rate}, output={"name": name})
+        base = ComfyModel(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
+        result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id))
+        events.show(cls.hidden.unique_id, result.report)
+        trained, trained_clip = base.with_lora(result.lora)
+        return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path))
+
+
+def _checkpoint(prompt: dict | None, node_id) -> str:
+    """The checkpoint's file name, found by following the `model` links of the graph upstream; "" where no loader is met."""
+    node, seen = (prompt or {}).get(str(node_id)), set()
+    while isinstance(node, dict) and id(node) not in seen:
+        seen.add(id(node))
+        inputs = node.get("inputs", {})
+        for key in _LOADERS:
+            if isinstance(inputs.get(key), str):
+                return inputs[key]
+        if node.get("class_type") == "ToyBase":
+            return "toy_base"
+        link = inputs.get("model")
+        node = prompt.get(str(link[0])) if isinstance(link, list) and link else None
+    return ""
