@@ -53,13 +53,16 @@ def thread(length: int, thickness: int, colour: tuple[int, int, int]) -> Image.I
     return ribbon
 
 
-def crossing(cloth: Image.Image, over: Image.Image, x: int, y: int) -> None:
-    """Lay a piece over the cloth with a soft shadow under it."""
+def crossing(cloth: Image.Image, over: Image.Image, x: int, y: int, bare: int = -1) -> None:
+    """Lay a piece over the cloth with a soft shadow under it; with `bare`, at its sides only and not on so much of its ends."""
     reach = max(4, min(over.size) // 7)
     dark = Image.new("L", (over.width + 4 * reach, over.height + 4 * reach), 0)
     dark.paste(150, (2 * reach, 2 * reach, 2 * reach + over.width, 2 * reach + over.height))
     dark = dark.filter(ImageFilter.GaussianBlur(reach))
     shadow = Image.new("RGBA", dark.size, (8, 6, 24, 255))
+    if bare >= 0:
+        dark.paste(0, (0, 0, dark.width, 2 * reach + bare))
+        dark.paste(0, (0, 2 * reach + over.height - bare, dark.width, dark.height))
     shadow.putalpha(dark)
     cloth.alpha_composite(shadow, (max(0, x - 2 * reach), max(0, y - 2 * reach)), (max(0, 2 * reach - x), max(0, 2 * reach - y)))
     cloth.alpha_composite(over, (x, y))
@@ -80,8 +83,7 @@ def weave(columns: int, rows: int, pitch: int, gap: int, gold_row: int | None = 
     for c in range(columns):
         for r in range(rows):
             if (c + r) % 2:
-                top = max(0, place(r) - gap)
-                crossing(cloth, warp[c].crop((0, top, width, min(size[1], place(r) + width + gap))), place(c), top)
+                crossing(cloth, warp[c].crop((0, place(r) - gap, width, place(r) + width + gap)), place(c), place(r) - gap, bare=gap)
     return cloth
 
 
@@ -110,30 +112,31 @@ def icon(size: int = 400) -> Image.Image:
 
 
 def link(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], colour: tuple[int, int, int], width: int) -> None:
-    """A canvas link: a cubic curve that leaves and arrives level, shaded like a thread."""
-    bend = 0.55 * (end[0] - start[0])
-    points = []
-    for step in range(241):
-        t = step / 240
-        a, b, c, d = (1 - t)**3, 3 * t * (1 - t)**2, 3 * t * t * (1 - t), t**3
-        points.append((a * start[0] + b * (start[0] + bend) + c * (end[0] - bend) + d * end[0], a * start[1] + b * start[1] + c * end[1] + d * end[1]))
-    for factor, part in ((0.7, 1.0), (0.88, 0.78), (1.0, 0.52), (1.1, 0.24)):
-        draw.line(points, shade(colour, factor), round(width * part), joint="curve")
+    """A canvas link, a cubic curve that leaves and arrives level, growing from a link's width to a thread's."""
+    reach, points = end[0] - start[0], []
+    for step in range(1001):
+        t = step / 1000
+        weights = ((1 - t)**3, 3 * t * (1 - t)**2, 3 * t * t * (1 - t), t**3)
+        xs, ys = (start[0], start[0] + 0.8 * reach, end[0] - 0.35 * reach, end[0]), (start[1], start[1], end[1], end[1])
+        points.append((sum(map(float.__mul__, weights, xs)), sum(map(float.__mul__, weights, ys)), width * (0.2 + 0.8 * t * t * (3 - 2 * t)) / 2))
+    for factor, part in ((0.66, 1.0), (0.8, 0.88), (0.93, 0.7), (1.02, 0.48), (1.1, 0.22)):
+        for x, y, half in points:
+            draw.ellipse((x - half * part, y - half * part, x + half * part, y + half * part), fill=shade(colour, factor))
 
 
 def banner(width: int = 1260, height: int = 540) -> Image.Image:
     w, h = width * SCALE, height * SCALE
     picture = backdrop(w, h).convert("RGBA")
-    pitch, rows, columns = h // 9, 6, 7
+    pitch, rows, columns = h // 9, 6, 6
     gap = pitch // 5
-    cloth_x, cloth_y = round(w * 0.605), (h - rows * pitch) // 2
+    cloth_x, cloth_y = round(w * 0.685), (h - rows * pitch) // 2
     draw = ImageDraw.Draw(picture)
 
     gold = 3
     outlets = [h * 0.70, h * 0.735, h * 0.77, h * 0.83, h * 0.865, h * 0.90]  # of two little nodes at the lower left
+    colours = [GOLD if row == gold else WEFT[row * len(WEFT) // rows % len(WEFT)] for row in range(rows)]
     for row in sorted(range(rows), key=lambda r: r == gold):
-        colour = GOLD if row == gold else WEFT[row * len(WEFT) // rows % len(WEFT)]
-        link(draw, (w * 0.235, outlets[row]), (cloth_x + pitch, cloth_y + row * pitch + pitch / 2), colour, pitch - gap if row == gold else (pitch - gap) * 4 // 5)
+        link(draw, (w * 0.245, outlets[row]), (float(cloth_x + gap), cloth_y + (row + 0.5) * pitch), colours[row], pitch - gap)
     for top, bottom, title in ((0.655, 0.795, WARP[1]), (0.815, 0.925, WARP[4])):
         box = (w * 0.065, h * top, w * 0.245, h * bottom)
         draw.rounded_rectangle(box, h // 45, fill=(44, 40, 66), outline=(88, 80, 128), width=SCALE * 2)
@@ -142,8 +145,7 @@ def banner(width: int = 1260, height: int = 540) -> Image.Image:
             y = box[1] + h * (0.062 + 0.034 * line)
             draw.rounded_rectangle((box[0] + w * 0.016, y, box[0] + w * 0.115, y + h // 60), h // 120, fill=(78, 72, 110))
     for row, y in enumerate(outlets):
-        colour = GOLD if row == gold else WEFT[row * len(WEFT) // rows % len(WEFT)]
-        draw.ellipse((w * 0.245 - h / 75, y - h / 75, w * 0.245 + h / 75, y + h / 75), fill=colour, outline=NIGHT, width=SCALE * 2)
+        draw.ellipse((w * 0.245 - h / 75, y - h / 75, w * 0.245 + h / 75, y + h / 75), fill=colours[row], outline=NIGHT, width=SCALE * 2)
 
     ends = pitch * 3
     cloth = weave(columns, rows, pitch, gap, gold_row=gold, ends=ends)
@@ -154,10 +156,10 @@ def banner(width: int = 1260, height: int = 540) -> Image.Image:
     picture.alpha_composite(cloth.crop(room), (cloth_x, max(0, cloth_y - ends)))
 
     draw = ImageDraw.Draw(picture)
-    draw.text((w * 0.062, h * 0.145), "LoRA Loom", font=font(FONTS, h * 17 // 100), fill=(250, 246, 255))
-    small = font(LIGHT_FONTS, h * 58 // 1000)
-    draw.text((w * 0.065, h * 0.385), "Train LoRAs on the ComfyUI canvas,", font=small, fill=(206, 198, 232))
-    draw.text((w * 0.065, h * 0.465), "generate with them in the same graph.", font=small, fill=GOLD)
+    draw.text((w * 0.062, h * 0.12), "LoRA Loom", font=font(FONTS, h * 17 // 100), fill=(250, 246, 255))
+    small = font(LIGHT_FONTS, h * 52 // 1000)
+    draw.text((w * 0.065, h * 0.355), "Train LoRAs on the ComfyUI canvas,", font=small, fill=(206, 198, 232))
+    draw.text((w * 0.065, h * 0.43), "generate with them in the same graph.", font=small, fill=GOLD)
     return picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 

@@ -10,7 +10,7 @@ from ..trainer.data.folder import fingerprint
 from ..trainer.errors import LoomError
 from . import dataset as dataset_node
 from . import events, folders
-from .schema import Dataset, io, schema, widget
+from .schema import Dataset, io, output, schema, widget
 
 LABELS = """photo, drawing, painting, 3d render
 portrait, full body, close-up, landscape, still life
@@ -36,7 +36,7 @@ class AutoCaption(io.ComfyNode):
                 widget(io.Combo, "existing", options=list(EXISTING), default="keep", tooltip="What to do with captions that are there already."),
                 widget(io.Combo, "save_as", options=list(SAVE_AS), default="nothing", tooltip="Also write the captions to the folder. What was there is kept as .bak."),
             ],
-            outputs=[Dataset.Output("dataset"), io.String.Output("captions", is_output_list=True), io.String.Output("report")],
+            outputs=[output(Dataset, "dataset"), output(io.String, "captions", is_output_list=True), output(io.String, "report")],
             hidden=[io.Hidden.unique_id],
         )
 

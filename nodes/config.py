@@ -5,7 +5,7 @@ from ..trainer import presets
 from ..trainer.config import ALGORITHMS, OPTIMIZERS, PRECISIONS, SAVE_DTYPES, SCHEDULERS, TARGETS, LoomConfig
 from ..trainer.errors import LoomError
 from . import events
-from .schema import Config, io, schema, widget
+from .schema import Config, io, output, schema, widget
 
 # widget name -> (part of LoomConfig, its field); the presets fill the same widgets
 FIELDS = {
@@ -63,7 +63,7 @@ class LoRAConfig(io.ComfyNode):
                 widget(io.String, "target_modules", default="\n".join(d.adapter.target_modules), multiline=True, optional=True, advanced=True,
                        tooltip="For experts: regular expressions over diffusers' layer names, one a line, instead of targets. Example: attn2\\.to_(k|v)$"),
             ],
-            outputs=[Config.Output("config")],
+            outputs=[output(Config, "config")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -8,7 +8,7 @@ from ..trainer.data.buckets import bucket_for, fit, to_tensor
 from ..trainer.data.pictures import open_picture
 from ..trainer.errors import LoomError
 from . import events, folders
-from .schema import Dataset, io, schema, widget
+from .schema import Dataset, io, output, schema, widget
 
 SOURCES = ["auto", "metadata", "sidecar", "folder name", "none"]
 _SHOWN = 200  # pictures in the `images` output: more would not fit in memory
@@ -36,7 +36,7 @@ class LoadDataset(io.ComfyNode):
                 widget(io.Boolean, "flip", default=False, tooltip="Also train on the mirror images. Not for text, faces with a side, or logos."),
                 widget(io.Boolean, "buckets", default=True, tooltip="Keep aspect ratios by training each picture in the bucket nearest to its shape. Off: square crops."),
             ],
-            outputs=[Dataset.Output("dataset"), io.Image.Output("images", is_output_list=True), io.String.Output("report")],
+            outputs=[output(Dataset, "dataset"), output(io.Image, "images", is_output_list=True), output(io.String, "report")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -12,9 +12,7 @@ from .train import TrainLoRA
 
 
 class LoraLoom(ComfyExtension):
-    async def on_load(self) -> None:
-        folders.register()
-        routes.register()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        folders.register()  # not in on_load, which 0.3.64 never calls
+        routes.register()
         return [LoadDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]

@@ -6,7 +6,7 @@ import torch
 
 from ..trainer.errors import LoomError
 from . import events
-from .schema import io, schema, ui, widget
+from .schema import io, output, schema, ui, widget
 
 
 class PreviewSample(io.ComfyNode):
@@ -29,7 +29,7 @@ class PreviewSample(io.ComfyNode):
                 widget(io.Model, "base_model", optional=True, tooltip="The model before training: shows before and after side by side."),
                 widget(io.Clip, "base_clip", optional=True, tooltip="Its CLIP, where the text encoder was trained too."),
             ],
-            outputs=[io.Image.Output("images")],
+            outputs=[output(io.Image, "images")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 

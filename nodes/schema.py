@@ -12,7 +12,7 @@ Config = io.Custom("LORA_CONFIG")
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 
-__all__ = ["CATEGORY", "ComfyExtension", "Config", "Dataset", "LoraModel", "LossMap", "io", "schema", "ui", "widget"]
+__all__ = ["CATEGORY", "ComfyExtension", "Config", "Dataset", "LoraModel", "LossMap", "io", "output", "schema", "ui", "widget"]
 
 
 def _known(callable_: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -28,3 +28,8 @@ def schema(node_id: str, display_name: str, **values: Any) -> io.Schema:
 def widget(kind: Any, name: str, **values: Any) -> Any:
     """One input. `advanced` folds it away where ComfyUI can."""
     return kind.Input(name, **_known(kind.Input.__init__, values))
+
+
+def output(kind: Any, name: str, **values: Any) -> Any:
+    """One output, shown as `name`. 0.3.64 wants ids that no input has."""
+    return kind.Output(f"{name}_out", display_name=name, **values)

@@ -1,7 +1,7 @@
 """ToyBase: the small model that comes with the pack, so that any PC can run the whole graph at once."""
 from __future__ import annotations
 
-from .schema import io, schema
+from .schema import io, output, schema
 
 
 class ToyBase(io.ComfyNode):
@@ -10,7 +10,7 @@ class ToyBase(io.ComfyNode):
         return schema(
             "ToyBase", "Toy Base", search_aliases=["test model", "tiny sd", "demo checkpoint"],
             description="A 3-million-parameter Stable Diffusion for 64x64 pictures of coloured shapes (\"a red circle on a blue background\"). For trying things out on any PC.",
-            inputs=[], outputs=[io.Model.Output("model"), io.Clip.Output("clip"), io.Vae.Output("vae")],
+            inputs=[], outputs=[output(io.Model, "model"), output(io.Clip, "clip"), output(io.Vae, "vae")],
         )
 
     @classmethod

@@ -1,13 +1,11 @@
 """TrainLoRA: trains on the checkpoint that ComfyUI holds, and hands the result to the same graph."""
 from __future__ import annotations
 
-import dataclasses
-
 from ..trainer import job
 from ..trainer.config import LoomConfig, TrainConfig, check_name
 from ..trainer.errors import LoomError
 from . import events, folders
-from .schema import Config, Dataset, LoraModel, LossMap, io, schema, widget
+from .schema import Config, Dataset, LoraModel, LossMap, io, output, schema, widget
 
 _LOADERS = ("ckpt_name", "unet_name", "model_name", "base")
 
@@ -29,17 +27,15 @@ class TrainLoRA(io.ComfyNode):
                 widget(io.Int, "seed", default=train.seed, min=0, max=2**63 - 1, control_after_generate=False, tooltip="The same seed, data and settings give the same LoRA."),
                 widget(io.String, "name", default=LoomConfig().output.name, tooltip="File name of the LoRA in output/loras. One that exists is never overwritten: the new file gets a number."),
             ],
-            outputs=[io.Model.Output("model"), io.Clip.Output("clip"), LoraModel.Output("lora"), LossMap.Output("loss"), io.String.Output("path")],
+            outputs=[output(io.Model, "model"), output(io.Clip, "clip"), output(LoraModel, "lora"), output(LossMap, "loss"), output(io.String, "path")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
-    def validate_inputs(cls, steps, epochs, name) -> bool | str:
+    def validate_inputs(cls, name) -> bool | str:  # one input alone: ComfyUI repeats the message for each that is named
         try:
             if name is not None:  # None where the input is a link
                 check_name(name)
-            if steps is not None and epochs is not None:
-                dataclasses.replace(TrainConfig(), steps=steps, epochs=epochs).validate()
         except LoomError as error:
             return str(error)
         return True

@@ -178,7 +178,7 @@ def test_caption_beside_the_pictures_and_kept_captions(folder, captioner):
 
 def test_caption_has_labels_of_its_own_and_refuses_other_tables(folder, captioner, capsys):
     assert caption(folder) == 0
-    assert next(iter(rows_of(folder / "pictures" / "metadata.csv").values())).startswith("person, woman, man")
+    assert next(iter(rows_of(folder / "pictures" / "metadata.csv").values())).startswith("photo, drawing, painting")
     assert caption(folder, "--output", "captions.json") == 2
     assert "does not end in .csv" in capsys.readouterr().err
     assert caption(folder, "--labels", "gone.txt") == 2

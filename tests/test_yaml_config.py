@@ -1,7 +1,9 @@
 """The flat YAML: every key arrives where it belongs, and every mistake names itself, the rule and the remedy."""
 import dataclasses
 import json
+import re
 import struct
+from pathlib import Path
 
 import pytest
 import yaml
@@ -257,3 +259,14 @@ def test_only_plain_data_is_read(folder):
 def test_a_saved_nested_config_is_refused_by_name(folder):
     message = error_of(folder, yaml.safe_dump({"adapter": {"rank": 4}}))
     assert "'adapter'" in message and "unknown" in message
+
+
+@pytest.mark.parametrize("readme, pictures", [("README.md", "pictures"), ("README.zh-CN.md", "图片")])
+def test_the_readmes_example_is_right_and_they_name_every_key(folder, readme, pictures):
+    text = (Path(__file__).resolve().parents[1] / readme).read_text(encoding="utf-8")
+    (folder / pictures).mkdir(exist_ok=True)
+    (folder / "metadata.csv").write_text("filename,prompt\n", encoding="utf-8")
+    (folder / "v1-5-pruned.safetensors").write_bytes(checkpoint(768))
+    assert job_of(folder, re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1], head="").preset == "character"
+    assert [key.name for key in KEYS if not re.search(rf"\b{key.name}\b", text)] == []
+    assert all(name in text for name in presets.names())

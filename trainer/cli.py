@@ -19,12 +19,12 @@ from pathlib import Path
 
 from .errors import LoomError
 
-# What to choose from where the user names nothing: general enough for any folder, and a start for a list of one's own.
-LABELS = """person, woman, man, child, group of people, portrait, full body, close-up, crowd, smiling, sitting, standing, walking, animal, cat, dog,
-bird, horse, fish, plant, flower, tree, forest, mountain, sea, beach, river, lake, sky, clouds, sunset, night, snow, rain, city, street, building,
-house, room, kitchen, furniture, chair, table, car, bicycle, train, boat, airplane, food, fruit, drink, book, toy, tool, clothing, dress, hat, shoes,
-jewellery, bag, indoors, outdoors, plain background, photograph, black and white, painting, watercolour, oil painting, drawing, line art, cartoon,
-anime, 3d render, pixel art, logo, text"""
+# What to choose from where the user names nothing: AutoCaption's own start.
+LABELS = """photo, drawing, painting, 3d render
+portrait, full body, close-up, landscape, still life
+person, woman, man, child, animal, cat, dog, bird, building, city, forest, food, car
+red, orange, yellow, green, blue, purple, pink, black and white
+daylight, night, studio light, sunset"""
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
@@ -186,7 +186,8 @@ def caption_command(options: argparse.Namespace) -> int:
     output = table_path(options.output, options.input)
     labels = parse_labels(label_text(options.labels))
     dataset = read_dataset(options.input, min_size=0)
-    print(dataset.report(), flush=True)
+    print(f"{len(dataset.pictures)} pictures in {options.input}, {sum(bool(p.caption) for p in dataset.pictures)} have a caption", flush=True)
+    print("".join(f"left out: {name}: {reason}\n" for name, reason in dataset.left_out), end="")
     tagger = clip_tags.load(options.model, best_device(options.device))
     show = lambda done, total: print(f"\rcaptioning {done}/{total}", end="\n" if done == total else "", flush=True)
     save_as = "sidecar .txt" if options.sidecar else "metadata.csv"

@@ -1,4 +1,4 @@
-"""ComfyUI's loaded models as a TrainableModel. The only file of the trainer that imports comfy.*
+"""ComfyUI's loaded models as a TrainableModel. Only this file and comfy_toy.py import comfy.* in the trainer.
 
 The base weights stay where ComfyUI holds them: no copy, no alias, no change. See frozen.py.
 """

@@ -143,9 +143,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=arch.WEIGHTS)
     parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--vae-from", type=Path, help="take the autoencoder from this file instead of training it")
-    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--unet-steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pictures", type=int, default=14000)
+    parser.add_argument("--pictures", type=int, default=10000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     log = lambda line: print(line, flush=True)  # noqa: E731
