@@ -28,13 +28,16 @@ class AutoCaption(io.ComfyNode):
             inputs=[
                 widget(Dataset, "dataset"),
                 widget(io.Combo, "method", options=["clip_tags"], default="clip_tags", tooltip="clip_tags: the labels that fit each picture best."),
-                widget(io.Combo, "model", options=clip_tags.local_models(folders.clip_folders()), tooltip="An open_clip model in models/open_clip: a folder with open_clip_config.json and its .safetensors, or ViT-B-32.safetensors."),
+                widget(io.Combo, "model", options=clip_tags.local_models(folders.clip_folders()),
+                       tooltip="An open_clip model in models/open_clip: a folder with open_clip_config.json and its .safetensors, or "
+                               "ViT-B-32.safetensors."),
                 widget(io.String, "labels", default=LABELS, multiline=True, tooltip="The words to choose from, one a line or separated by commas."),
                 widget(io.Int, "max_tags", default=8, min=1, max=100, tooltip="At most this many labels a picture."),
                 widget(io.String, "prefix", default="", tooltip="Put in front of every caption."),
                 widget(io.String, "suffix", default="", tooltip="Put behind every caption."),
                 widget(io.Combo, "existing", options=list(EXISTING), default="keep", tooltip="What to do with captions that are there already."),
-                widget(io.Combo, "save_as", options=list(SAVE_AS), default="nothing", tooltip="Also write the captions to the folder. What was there is kept as .bak."),
+                widget(io.Combo, "save_as", options=list(SAVE_AS), default="nothing",
+                       tooltip="Also write the captions to the folder. What was there is kept as .bak."),
             ],
             outputs=[output(Dataset, "dataset"), output(io.String, "captions", is_output_list=True), output(io.String, "report")],
             hidden=[io.Hidden.unique_id],

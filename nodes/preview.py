@@ -19,7 +19,8 @@ class PreviewSample(io.ComfyNode):
                 widget(io.Model, "model"), widget(io.Clip, "clip"), widget(io.Vae, "vae"),
                 widget(io.String, "prompt", multiline=True, default="", tooltip="One picture a line."),
                 widget(io.String, "negative", multiline=True, default="", tooltip="What the pictures should not show."),
-                widget(io.Int, "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="The same noise for every line, so that lines compare."),
+                widget(io.Int, "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
+                       tooltip="The same noise for every line, so that lines compare."),
                 widget(io.Int, "steps", default=20, min=1, max=1000),
                 widget(io.Float, "cfg", default=7.0, min=0.0, max=100.0, step=0.1),
                 widget(io.Combo, "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler"),
@@ -43,7 +44,8 @@ class PreviewSample(io.ComfyNode):
         pairs = ([(base_model, base_clip or clip)] if base_model is not None else []) + [(model, clip)]
         sides = []
         for number, (side, text) in enumerate(pairs):
-            events.show(cls.hidden.unique_id, f"sampling {'before' if len(pairs) > 1 and number == 0 else 'after' if len(pairs) > 1 else ''} {len(prompts)} prompts")
+            side_name = "" if len(pairs) == 1 else ("before ", "after ")[number]
+            events.show(cls.hidden.unique_id, f"sampling {side_name}{len(prompts)} prompts")
             sides.append(_sample(side, text, vae, prompts, negative, width, height, settings))
         images = torch.cat(sides, dim=2)
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))

@@ -72,7 +72,8 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
         try:
             wanted = [re.compile(p) for p in patterns]
         except re.error as error:
-            raise LoomError(f"target_modules {list(patterns)} holds an invalid pattern ({error}): use regular expressions over diffusers' layer names, such as attn2\\.to_k$") from error
+            raise LoomError(f"target_modules {list(patterns)} holds an invalid pattern ({error}): "
+                            "use regular expressions over diffusers' layer names, such as attn2\\.to_k$") from error
         names = model.layer_names(prefix)
         layers = {own: m for own, m in root.named_modules() if own in names and isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
         selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own in layers if any(w.search(names[own]) for w in wanted)}

@@ -148,7 +148,7 @@ class LoomConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
-    def validate(self) -> "LoomConfig":
+    def validate(self) -> LoomConfig:
         """Raise LoomError for the first impossible value; return self so that it can be chained."""
         for part in dataclasses.fields(self):
             getattr(self, part.name).validate()
@@ -161,7 +161,7 @@ class LoomConfig:
         return tree
 
     @classmethod
-    def from_dict(cls, tree: dict[str, Any]) -> "LoomConfig":
+    def from_dict(cls, tree: dict[str, Any]) -> LoomConfig:
         """Inverse of `to_dict`. Unknown keys raise LoomError naming the nearest valid one."""
         parts = {f.name: f.default_factory for f in dataclasses.fields(cls)}
         _known(tree, tuple(parts), "a run's configuration")
@@ -171,10 +171,10 @@ class LoomConfig:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     @classmethod
-    def from_yaml(cls, text: str) -> "LoomConfig":
+    def from_yaml(cls, text: str) -> LoomConfig:
         return cls.from_dict(yaml.safe_load(text) or {})
 
-    def replace(self, **parts: dict[str, Any]) -> "LoomConfig":
+    def replace(self, **parts: dict[str, Any]) -> LoomConfig:
         """A copy with single values changed: `config.replace(train={"steps": 5})`."""
         return dataclasses.replace(self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in parts.items()})
 

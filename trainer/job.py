@@ -98,7 +98,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config)})
         return _train(model, dataset, config, steps, Path(loras_folder), run, reserve, log, hooks)
     except OSError as error:
-        raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): free some space, or choose a folder that may be written to") from error
+        raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
+                        "free some space, or choose a folder that may be written to") from error
     finally:
         reserve.release()
         if log is not None:
@@ -117,10 +118,11 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
         model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
         source = batches(encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
         history: list[float] = []
-        with adapted(model, config.adapter, config.train.seed) as adapters, _saved(adapters, model, dataset, config, loras_folder, run, reserve, history, hooks) as saved:
-            with model.training(config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing), torch.enable_grad():
-                watched = Hooks(_logging(hooks, log, adapters, model, dataset, config, run), hooks.poll, hooks.should_stop, hooks.event)
-                loop.train(model, adapters, source, config, steps, watched, history)
+        with adapted(model, config.adapter, config.train.seed) as adapters:
+            with _saved(adapters, model, dataset, config, loras_folder, run, reserve, history, hooks) as saved:
+                with model.training(config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing), torch.enable_grad():
+                    watched = Hooks(_logging(hooks, log, adapters, model, dataset, config, run), hooks.poll, hooks.should_stop, hooks.event)
+                    loop.train(model, adapters, source, config, steps, watched, history)
     stopped = len(history) < steps
     report = f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {_mean(history[-50:]):.4f}. Saved as {saved.path.name}"
     return Result(saved.path, saved.lora, history, len(history), stopped, run, report)

@@ -44,7 +44,8 @@ def load_parts(base_model: str, dtype: torch.dtype) -> Parts:
     if not path.exists():
         raise LoomError(f"base_model {str(base_model)!r} is not there: {_FORMS}; check the path")
     if path.suffix.lower() != ".safetensors":
-        raise LoomError(f"base_model {path.name!r} is a {path.suffix or 'nameless'} file: {_FORMS}; pickled checkpoints can run code, convert it to safetensors")
+        raise LoomError(f"base_model {path.name!r} is a {path.suffix or 'nameless'} file: {_FORMS}; "
+                        "pickled checkpoints can run code, convert it to safetensors")
     return _single_file(path, dtype)
 
 

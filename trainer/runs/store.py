@@ -82,7 +82,8 @@ class Reservation:
         _make(folder)
         free = shutil.disk_usage(folder).free
         if free < size:
-            raise LoomError(f"disk has {free / 1e6:.1f} MB free in {folder.name}, this run needs {size / 1e6:.1f} MB: free some space or choose another output folder")
+            raise LoomError(f"disk has {free / 1e6:.1f} MB free in {folder.name}, this run needs {size / 1e6:.1f} MB: "
+                            "free some space or choose another output folder")
         self.path: Path | None = None
         try:
             handle, name = tempfile.mkstemp(prefix=".", suffix=".reserved", dir=folder)
