@@ -5,19 +5,12 @@ import comfy.model_management
 import comfy.utils
 
 from ..trainer.captioners import clip_tags
-from ..trainer.captioners.captioning import EXISTING, SAVE_AS, caption_dataset, parse_labels
+from ..trainer.captioners.captioning import EXISTING, LABELS, SAVE_AS, caption_dataset, parse_labels
 from ..trainer.data.folder import fingerprint
 from ..trainer.errors import LoomError
 from . import dataset as dataset_node
 from . import events, folders
 from .schema import Dataset, io, output, schema, widget
-
-LABELS = """photo, drawing, painting, 3d render
-portrait, full body, close-up, landscape, still life
-person, woman, man, child, animal, cat, dog, bird, building, city, forest, food, car
-red, orange, yellow, green, blue, purple, pink, black and white
-daylight, night, studio light, sunset"""
-
 
 class AutoCaption(io.ComfyNode):
     @classmethod

@@ -14,5 +14,6 @@ from .train import TrainLoRA
 class LoraLoom(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()  # not in on_load, which 0.3.64 never calls
+        folders.bring_example()
         routes.register()
         return [LoadDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]

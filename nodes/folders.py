@@ -1,21 +1,46 @@
 """Where things lie: names in widgets are relative to ComfyUI's own folders, never absolute, and never lead out of them."""
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import folder_paths
 
 from ..trainer.errors import LoomError
 
+EXAMPLE = "lora_loom_stars"  # the twenty pictures that the example workflow trains on
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DEPTH = 3
 _MOST = 2000
+_log = logging.getLogger("lora_loom")
 
 
 def register() -> None:
     """Folders that users may put in extra_model_paths.yaml: `datasets` and `open_clip`."""
     for kind in ("datasets", "open_clip"):
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+
+
+def bring_example() -> None:
+    """The example pictures in ComfyUI's input folder, whole or not at all; a folder of that name is left as it is."""
+    target = Path(folder_paths.get_input_directory(), EXAMPLE)
+    if os.path.lexists(target) or not (_ASSETS / EXAMPLE).is_dir():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+        try:
+            shutil.copytree(_ASSETS / EXAMPLE, temporary / EXAMPLE)
+            os.rename(temporary / EXAMPLE, target)
+        finally:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
+    except OSError as error:  # a read-only input folder stops no one from training on other pictures
+        _log.info("example pictures not copied to input/%s: %s", EXAMPLE, error)
 
 
 def loras() -> Path:

@@ -13,7 +13,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execu
            "execution", "folder_paths", "latent_preview", "main", "middleware", "node_helpers", "nodes", "protocol", "server", "utils"}
 COMFY_BACKBONE = {"trainer/backbones/comfy.py", "trainer/backbones/comfy_toy.py"}  # the only importers of comfy.* in trainer/
 OWN = {"lora_loom", "trainer", "tests", "tools", "bench", "web"}  # the pack's own folders, which ComfyUI or pip may call anything
-SERVER_DRIVER = "trainer/toy/demo.py"  # drives a ComfyUI server for `make demo`: the single exception to the two rules it is named in
+SERVER_DRIVER = "trainer/toy/demo_server.py"  # drives a ComfyUI server for `make demo`: the single exception to the two rules it is named in
 
 BANNED_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "pip", "ensurepip", "runpy", "pty", "code", "requests", "httpx",
                   "urllib3", "ftplib", "telnetlib", "smtplib", "xmlrpc", "wget", "gdown", "huggingface_hub", "torch.hub"}

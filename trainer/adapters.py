@@ -89,7 +89,7 @@ def adapted(model: TrainableModel, config: AdapterConfig, seed: int) -> Iterator
     chosen = select(model, config)
     roots = model.modules(config.train_text_encoder)
     try:
-        adapters = [a for prefix, layers in chosen.items() for a in _inject(roots[prefix], layers, config, seed, model.device)]
+        adapters = [a for prefix, layers in chosen.items() for a in _inject(roots[prefix], layers, config, seed, model.device_of(prefix))]
         yield sorted(adapters, key=lambda a: a.key)
     finally:
         for root in roots.values():

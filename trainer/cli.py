@@ -20,11 +20,6 @@ from pathlib import Path
 from .errors import LoomError
 
 # What to choose from where the user names nothing: AutoCaption's own start.
-LABELS = """photo, drawing, painting, 3d render
-portrait, full body, close-up, landscape, still life
-person, woman, man, child, animal, cat, dog, bird, building, city, forest, food, car
-red, orange, yellow, green, blue, purple, pink, black and white
-daylight, night, studio light, sunset"""
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
@@ -216,6 +211,8 @@ def label_text(given: str) -> str:
 
     if given and "\n" not in given and Path(given).suffix.lower() in (".txt", ".csv", ".md"):
         return read_text(Path(given), given)[0]
+    from .captioners.captioning import LABELS
+
     return given or LABELS
 
 

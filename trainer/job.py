@@ -107,7 +107,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
 
 
 def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, run: Path, reserve: store.Reservation, log: store.Log, hooks: Hooks) -> Result:
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(config.train.seed)
 
         def encoding(done: int, total: int) -> None:

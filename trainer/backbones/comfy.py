@@ -112,6 +112,9 @@ class ComfyModel:
                 found[prefix] = getattr(self.clip.cond_stage_model, encoder).transformer
         return found
 
+    def device_of(self, prefix: str) -> torch.device:
+        return self.device if prefix == "lora_unet" else torch.device(self.clip.patcher.load_device)
+
     def layer_names(self, prefix: str) -> dict[str, str]:
         if prefix == "lora_unet":
             names = comfy.utils.unet_to_diffusers(self.patcher.model.model_config.unet_config)

@@ -51,6 +51,9 @@ class DiffusersModel:
             found.update(zip(self.family.text_prefixes, self.text_encoders))
         return found
 
+    def device_of(self, prefix: str) -> torch.device:
+        return self.device
+
     def layer_names(self, prefix: str) -> dict[str, str]:
         names = [name for name, _ in self.modules(True)[prefix].named_modules() if name]
         if prefix == "lora_unet":

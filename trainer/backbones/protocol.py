@@ -41,6 +41,9 @@ class TrainableModel(Protocol):
     def modules(self, text_encoders: bool) -> dict[str, torch.nn.Module]:
         """The networks to adapt by kohya prefix: {"lora_unet": …, "lora_te": …} (or lora_te1, lora_te2)."""
 
+    def device_of(self, prefix: str) -> torch.device:
+        """Where that network computes: a host may keep text encoders off the accelerator."""
+
     def layer_names(self, prefix: str) -> dict[str, str]:
         """Own module path -> diffusers' module path, for every weight of that network that can be adapted."""
 

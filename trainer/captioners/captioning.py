@@ -18,6 +18,12 @@ from ..errors import LoomError
 
 EXISTING = ("keep", "replace", "append")
 SAVE_AS = ("nothing", "metadata.csv", "sidecar .txt")
+# what a first-time user starts from: one line a group
+LABELS = """photo, drawing, painting, 3d render
+portrait, full body, close-up, landscape, still life
+person, woman, man, child, animal, cat, dog, bird, building, city, forest, food, car
+red, orange, yellow, green, blue, purple, pink, black and white
+daylight, night, studio light, sunset"""
 
 
 class Captioner(Protocol):
