@@ -12,6 +12,7 @@ from . import dataset as dataset_node
 from . import events, folders
 from .schema import Dataset, io, output, schema, widget
 
+
 class AutoCaption(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,0 +1,262 @@
+"""Our adapters against plain PEFT: the same numbers forward and backward, and nothing left behind."""
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from lora_loom.trainer.adapters import Adapter, adapted, eject, select
+from lora_loom.trainer.backbones import diffusers as backbone
+from lora_loom.trainer.backbones.diffusers_load import Parts
+from lora_loom.trainer.backbones.protocol import Batch, Conditioning
+from lora_loom.trainer.config import TARGETS, AdapterConfig
+from lora_loom.trainer.errors import LoomError
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import LoraLayer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+LINEAR = (r"attn[12]\.to_", r"ff\.net", r"time_emb_proj")
+CONV = (r"conv[12]$", r"conv_shortcut", r"samplers\.0\.conv", r"proj_in$")  # SD1.5 projects by 1 x 1 convolutions
+
+
+@pytest.fixture
+def model() -> backbone.DiffusersModel:
+    return backbone.load("toy_base", "cpu", "fp32")
+
+
+def inputs(rows: int = 2) -> tuple[torch.Tensor, torch.Tensor, Batch]:
+    """Noisy latents (rows, 4, 8, 8), timesteps, and a batch with text embeddings of the toy base's width."""
+    generator = torch.Generator().manual_seed(7)
+    latents = torch.randn(rows, 4, 8, 8, generator=generator)
+    conditioning = [Conditioning(torch.randn(1, 77, 64, generator=generator)) for _ in range(rows)]
+    return latents, torch.tensor([10, 900, 400, 0])[:rows], Batch(latents, [""] * rows, conditioning)
+
+
+def fill(adapters: list[Adapter]) -> None:
+    """Values as after some training: B is no longer zero, a magnitude no longer the weight's norm."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for adapter in adapters:
+            adapter.up.weight.copy_(torch.randn(adapter.up.weight.shape, generator=generator) * 0.05)
+            if adapter.magnitude is not None:
+                adapter.magnitude.mul_(1 + 0.1 * torch.rand(adapter.magnitude.shape, generator=generator))
+
+
+def reference(root: torch.nn.Module, names: dict[str, str], config: AdapterConfig, adapters: list[Adapter]) -> dict[str, LoraLayer]:
+    """{kohya key: PEFT's layer} in `root`, adapted by PEFT alone, with our adapters' values."""
+    peft = LoraConfig(r=config.rank, lora_alpha=config.alpha, use_dora=config.algorithm == "dora", target_modules=list(names))
+    inject_adapter_in_model(peft, root)
+    root.eval()
+    found = {names[own]: m for own, m in root.named_modules() if isinstance(m, LoraLayer)}
+    for adapter in adapters:
+        theirs = found[adapter.key]
+        with torch.no_grad():
+            theirs.lora_A["default"].weight.copy_(adapter.down.weight)
+            theirs.lora_B["default"].weight.copy_(adapter.up.weight)
+            if adapter.magnitude is not None:
+                theirs.lora_magnitude_vector["default"].weight.copy_(adapter.magnitude)
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora"])
+@pytest.mark.parametrize("patterns", [LINEAR, CONV], ids=["linear", "conv"])
+def test_equal_to_peft_forward_and_backward(model: backbone.DiffusersModel, algorithm: str, patterns: tuple[str, ...]) -> None:
+    config = AdapterConfig(algorithm=algorithm, rank=3, alpha=5.0, target_modules=patterns)
+    names = select(model, config)["lora_unet"]
+    plain = copy.deepcopy(model.unet)
+    noisy, timesteps, batch = inputs()
+    with adapted(model, config, seed=1) as adapters, model.training("fp32", False, False), torch.enable_grad():
+        fill(adapters)
+        assert len(adapters) == len(names) > 5 and {a.key for a in adapters} == set(names.values())
+        theirs = reference(plain, names, config, adapters)
+        ours = model.predict(noisy, timesteps, batch, batch.conditioning)
+        expected = plain(noisy, timesteps, encoder_hidden_states=torch.cat([c.context for c in batch.conditioning])).sample
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+        ours.square().mean().backward()
+        expected.square().mean().backward()
+        for adapter in adapters:
+            layer = theirs[adapter.key]
+            pairs = [(adapter.down.weight, layer.lora_A["default"].weight), (adapter.up.weight, layer.lora_B["default"].weight)]
+            if algorithm == "dora":
+                pairs.append((adapter.magnitude, layer.lora_magnitude_vector["default"].weight))
+            for mine, their in pairs:
+                torch.testing.assert_close(mine.grad, their.grad, rtol=1e-5, atol=1e-6)
+                assert mine.grad.abs().max() > 0
+        assert len(pairs) == (3 if algorithm == "dora" else 2) == len(adapters[0].parameters())
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora"])
+def test_equal_to_peft_in_the_text_encoder(model: backbone.DiffusersModel, algorithm: str) -> None:
+    config = AdapterConfig(algorithm=algorithm, rank=2, alpha=2.0, train_text_encoder=True)
+    names = select(model, config)["lora_te"]
+    assert len(names) == 2 * 6  # two layers: q k v out fc1 fc2
+    plain = copy.deepcopy(model.text_encoders[0])
+    with adapted(model, config, seed=1) as adapters, model.training("fp32", True, False), torch.enable_grad():
+        fill(adapters)
+        text = [a for a in adapters if a.key.startswith("lora_te_")]
+        theirs = reference(plain, names, config, text)
+        tokens = backbone.chunks(model.tokenizers[0], "a red circle")
+        ours, expected = model.encode_captions(["a red circle"])[0].context, plain(tokens).last_hidden_state
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+        ours.square().mean().backward()
+        expected.square().mean().backward()
+        for adapter in text:
+            torch.testing.assert_close(adapter.up.weight.grad, theirs[adapter.key].lora_B["default"].weight.grad, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(adapter.down.weight.grad, theirs[adapter.key].lora_A["default"].weight.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(1, 1.0), (4, 1.0), (4, 16.0), (8, 0.5)])
+def test_scale_is_alpha_over_rank(model: backbone.DiffusersModel, rank: int, alpha: float) -> None:
+    """A linear layer's output is W x + b + alpha/rank B A x."""
+    config = AdapterConfig(rank=rank, alpha=alpha, target_modules=(r"down_blocks\.0.*attn1\.to_out\.0$",))
+    with adapted(model, config, seed=0) as [adapter], torch.no_grad():
+        fill([adapter])
+        base = adapter.layer.get_base_layer()
+        x = torch.randn(5, base.in_features, generator=torch.Generator().manual_seed(0))
+        expected = x @ base.weight.T + base.bias + alpha / rank * (x @ adapter.down.weight.T @ adapter.up.weight.T)
+        torch.testing.assert_close(adapter.layer(x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora"])
+def test_a_new_adapter_changes_nothing_yet(model: backbone.DiffusersModel, algorithm: str) -> None:
+    noisy, timesteps, batch = inputs()
+    with torch.no_grad():
+        before = model.predict(noisy, timesteps, batch, batch.conditioning)
+        with adapted(model, AdapterConfig(algorithm=algorithm, targets="all linear+conv"), seed=0):
+            torch.testing.assert_close(model.predict(noisy, timesteps, batch, batch.conditioning), before, rtol=0, atol=2e-5 if algorithm == "dora" else 0)
+
+
+def test_first_values_depend_on_seed_and_name_alone(model: backbone.DiffusersModel) -> None:
+    """A is PEFT's Kaiming-uniform with a = √5: uniform between ±1/√fan_in."""
+    def start(seed: int, **config: object) -> dict[str, torch.Tensor]:
+        with adapted(model, AdapterConfig(rank=16, **config), seed) as adapters:
+            return {a.key: a.down.weight.detach().clone() for a in adapters}
+
+    first, again, other, wider = start(1), start(1), start(2), start(1, targets="all linear+conv")
+    assert len(first) == 24  # 3 transformer blocks x 2 attentions x 4
+    for key, weight in first.items():
+        assert torch.equal(weight, again[key]) and torch.equal(weight, wider[key]) and not torch.equal(weight, other[key])
+    for weight in wider.values():
+        bound = weight[0].numel() ** -0.5
+        assert weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def real(family: str) -> backbone.DiffusersModel:
+    """A full-size UNet on the meta device, from diffusers' own configuration of that family."""
+    sd15 = {"cross_attention_dim": 768}
+    sdxl = {
+        "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20], "use_linear_projection": True, "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "transformer_layers_per_block": [1, 2, 10],
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+    }
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel(**(sdxl if family == "sdxl" else sd15)), AutoencoderTiny()
+        text = [CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))]
+    return backbone.DiffusersModel(Parts(family, family, unet, vae, text * (2 if family == "sdxl" else 1), [], DDPMScheduler()), torch.device("meta"))
+
+
+def expected_layers(unet: torch.nn.Module, targets: str) -> set[str]:
+    """The layers' names by diffusers' classes, not by patterns."""
+    own = {id(m): name for name, m in unet.named_modules()}
+    found: list[torch.nn.Module | None] = []
+    for m in unet.modules():
+        if isinstance(m, Attention):
+            found += [m.to_q, m.to_k, m.to_v, m.to_out[0]]
+        if isinstance(m, FeedForward) and targets != "attention":
+            found += [m.net[0].proj, m.net[2]]
+        if targets.startswith("all"):
+            if isinstance(m, Transformer2DModel):
+                found += [m.proj_in, m.proj_out]
+            if isinstance(m, ResnetBlock2D):
+                found += [m.time_emb_proj]
+        if targets == "all linear+conv":
+            if isinstance(m, ResnetBlock2D):
+                found += [m.conv1, m.conv2, m.conv_shortcut]
+            if isinstance(m, (Downsample2D, Upsample2D)):
+                found += [m.conv]
+    return {own[id(m)] for m in found if m is not None}
+
+
+@pytest.mark.parametrize(("family", "counts"), [("sd15", (128, 160, 214, 278)), ("sdxl", (560, 700, 739, 789))])
+def test_targets_select_the_layers_of_full_size_unets(family: str, counts: tuple[int, ...]) -> None:
+    model = real(family)
+    for targets, count in zip(TARGETS, counts):
+        chosen = select(model, AdapterConfig(targets=targets))["lora_unet"]
+        assert set(chosen) == expected_layers(model.unet, targets)
+        assert len(chosen) == len(set(chosen.values())) == count
+        assert all(key == "lora_unet_" + own.replace(".", "_") for own, key in chosen.items())
+    text = select(model, AdapterConfig(train_text_encoder=True))
+    prefixes = ["lora_te"] if family == "sd15" else ["lora_te1", "lora_te2"]
+    assert list(text) == ["lora_unet", *prefixes] and [len(text[p]) for p in prefixes] == [12 * 6] * len(prefixes)
+    assert f"{prefixes[0]}_text_model_encoder_layers_11_self_attn_q_proj" in text[prefixes[0]].values()
+
+
+def snapshot(root: torch.nn.Module) -> list[tuple]:
+    """Everything that could be left behind: modules by identity, their attributes, parameters by identity and flag."""
+    return [(name, id(m), type(m), sorted(m.__dict__), sorted(m._modules), [(k, id(p), p.requires_grad, p.data_ptr()) for k, p in m._parameters.items() if p is not None])
+            for name, m in root.named_modules()]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_ejected_trees_are_the_very_same(model: backbone.DiffusersModel, error: type[BaseException] | None) -> None:
+    roots = [model.unet, *model.text_encoders]
+    before, values = [snapshot(r) for r in roots], {k: v.clone() for k, v in model.unet.state_dict().items()}
+    config = AdapterConfig(algorithm="dora", targets="all linear+conv", dropout=0.1, train_text_encoder=True)
+    try:
+        with adapted(model, config, seed=0):
+            assert any(isinstance(m, LoraLayer) for r in roots for m in r.modules()) and [snapshot(r) for r in roots] != before
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    assert [snapshot(r) for r in roots] == before
+    assert not any("peft" in type(m).__module__ for r in roots for m in r.modules())
+    assert all(torch.equal(v, values[k]) for k, v in model.unet.state_dict().items())
+    eject(model.unet)  # harmless where nothing is injected
+    assert snapshot(model.unet) == before[0]
+
+
+@pytest.mark.parametrize(("pattern", "words"), [("attn1.(", ("invalid pattern", "regular expressions")), ("no_such_layer", ("no_such_layer", "match no layer"))])
+def test_bad_patterns(model: backbone.DiffusersModel, pattern: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(LoomError) as error:
+        select(model, AdapterConfig(target_modules=(pattern,)))
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora"])
+def test_bf16_compute_keeps_fp32_masters(algorithm: str) -> None:
+    gradients = {}
+    for precision in ("fp32", "bf16"):
+        model = backbone.load("toy_base", "cpu", precision)
+        noisy, timesteps, batch = inputs(4)
+        with adapted(model, AdapterConfig(algorithm=algorithm, targets="all linear+conv", rank=4, alpha=4), seed=1) as adapters:
+            with model.training(precision, False, False), torch.enable_grad():
+                fill(adapters)
+                assert adapters[0].layer.get_base_layer().weight.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+                out = model.predict(noisy, timesteps, batch, batch.conditioning)
+                (out - batch.latents).square().mean().backward()
+            assert {p.dtype for a in adapters for p in a.parameters()} == {p.grad.dtype for a in adapters for p in a.parameters()} == {torch.float32}
+            gradients[precision] = torch.cat([p.grad.flatten() for a in adapters for p in a.parameters()]).double()
+    exact, low = gradients["fp32"], gradients["bf16"]
+    assert ((low - exact).norm() / exact.norm()).item() < 0.03
+    assert 0 < (low - exact).norm()  # the computation was really in bf16
+
+
+def test_dropout_works_though_the_base_is_in_eval_mode(model: backbone.DiffusersModel) -> None:
+    noisy, timesteps, batch = inputs()
+    with adapted(model, AdapterConfig(dropout=0.5, rank=4), seed=1) as adapters, model.training("fp32", False, False), torch.no_grad():
+        fill(adapters)
+        outs = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            outs.append(model.predict(noisy, timesteps, batch, batch.conditioning))
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
