@@ -126,7 +126,7 @@ def _inject(root: torch.nn.Module, layers: dict[str, str], config: AdapterConfig
 
 
 def _initialise(adapter: Adapter, seed: int) -> None:
-    """PEFT's own start (Kaiming-uniform A with a = √5, B = 0) from a generator that depends on seed and name alone."""
+    """PEFT's own start (Kaiming-uniform A with a = sqrt(5), B = 0) from a generator that depends on seed and name alone."""
     digest = hashlib.sha256(f"{seed}:{adapter.key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     weight = adapter.down.weight

@@ -89,7 +89,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss in the model's own target space, weighted by min-SNR-γ (Hang et al. 2023, arXiv:2303.09556)."""
+    """Loss in the model's own target space, weighted by min-SNR-gamma (Hang et al. 2023, arXiv:2303.09556)."""
 
     min_snr_gamma: float = 5.0  # 0 switches the weighting off
     noise_offset: float = 0.0

@@ -71,7 +71,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
         f"{total} steps of {config.train.batch_size} x {config.train.gradient_accumulation_steps} pictures, {each} steps an epoch, "
         f"{total / each:.1f} epochs: each picture is seen about {seen:.0f} times",
         f"{config.optim.optimizer} at {config.optim.learning_rate:g}, {config.optim.scheduler} with {config.optim.warmup_steps} warm-up steps, "
-        f"min-SNR γ {config.loss.min_snr_gamma:g}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
+        f"min-SNR gamma {config.loss.min_snr_gamma:g}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
     ])
 
 

@@ -92,7 +92,7 @@ def score(unet, text, vae, scenes: list[shapes.Scene], **options) -> tuple[float
 
 
 def train_unet(vae, steps: int, batch: int, pictures: int, pool, device: str, log, save):
-    """ε-prediction on cached latents, 10 % of the captions dropped, an EMA of the weights kept as the result."""
+    """epsilon-prediction on cached latents, 10 % of the captions dropped, an EMA of the weights kept as the result."""
     torch.manual_seed(2)
     unet = UNet2DConditionModel(**arch.UNET).to(device)
     text = CLIPTextModel(CLIPTextConfig(**arch.TEXT)).to(device)
