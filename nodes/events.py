@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -58,6 +59,8 @@ def hooks(node_id: Any) -> Hooks:
 
     def event(name: str, data: dict[str, Any]) -> None:
         _log.info("%s: %s", name, data)
+        if name == "saved":  # also on an interrupt or an error, where no report follows
+            show(node_id, f"Saved after {data['steps']} steps: {os.path.basename(data['path'])}")
         send(name.replace(" ", "_"), {"node": str(node_id), **{k: v for k, v in data.items() if k != "path"}})
 
     return Hooks(progress=progress, poll=interrupted, event=event)

@@ -140,7 +140,7 @@ def test_first_values_depend_on_seed_and_name_alone(model: backbone.DiffusersMod
             return {a.key: a.down.weight.detach().clone() for a in adapters}
 
     first, again, other, wider = start(1), start(1), start(2), start(1, targets="all linear+conv")
-    assert len(first) == 24  # 3 transformer blocks x 2 attentions x 4
+    assert len(first) == 32  # 4 transformer blocks x 2 attentions x 4
     for key, weight in first.items():
         assert torch.equal(weight, again[key]) and torch.equal(weight, wider[key]) and not torch.equal(weight, other[key])
     for weight in wider.values():
@@ -186,7 +186,7 @@ def expected_layers(unet: torch.nn.Module, targets: str) -> set[str]:
     return {own[id(m)] for m in found if m is not None}
 
 
-@pytest.mark.parametrize(("family", "counts"), [("sd15", (128, 160, 214, 278)), ("sdxl", (560, 700, 739, 789))])
+@pytest.mark.parametrize(("family", "counts"), [("sd15", (128, 160, 214, 278)), ("sdxl", (560, 700, 739, 788))])
 def test_targets_select_the_layers_of_full_size_unets(family: str, counts: tuple[int, ...]) -> None:
     model = real(family)
     for targets, count in zip(TARGETS, counts):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,39 +119,72 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
         model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
         source = batches(encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
         history: list[float] = []
-        with adapted(model, config.adapter, config.train.seed) as adapters:
-            with _saved(adapters, model, dataset, config, loras_folder, run, reserve, history, hooks) as saved:
+        saver = _Saver(model, dataset, config, loras_folder, run, reserve, hooks)
+        try:
+            with adapted(model, config.adapter, config.train.seed) as adapters, saver.at_the_end(adapters, history):
                 with model.training(config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing), torch.enable_grad():
-                    watched = Hooks(_logging(hooks, log, adapters, model, dataset, config, run), hooks.poll, hooks.should_stop, hooks.event)
+                    watched = Hooks(saver.watching(adapters, log), hooks.poll, hooks.should_stop, hooks.event)
                     loop.train(model, adapters, source, config, steps, watched, history)
+        except LoomError as error:
+            if saver.path is not None:
+                raise LoomError(f"{error}. What was learned in {len(history)} steps is saved as {saver.path.name}") from error
+            raise
     stopped = len(history) < steps
-    report = f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {_mean(history[-50:]):.4f}. Saved as {saved.path.name}"
-    return Result(saved.path, saved.lora, history, len(history), stopped, run, report)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(1, len(values))
+    recent = history[-50:]
+    report = (f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {sum(recent) / max(1, len(recent)):.4f}. "
+              f"Saved as {saver.path.name}")
+    return Result(saver.path, saver.lora, history, len(history), stopped, run, report)
 
 
 @dataclass
-class _Saved:
+class _Saver:
+    """Writes the run's LoRA files: on the way where `save_steps` asks for it, and at the end on every way out."""
+
+    model: TrainableModel
+    dataset: Dataset
+    config: LoomConfig
+    loras_folder: Path
+    run: Path
+    reserve: store.Reservation
+    hooks: Hooks
     path: Path | None = None
     lora: dict[str, torch.Tensor] | None = None
 
+    @contextlib.contextmanager
+    def at_the_end(self, adapters: list[Adapter], history: list[float]) -> Iterator[None]:
+        """Whatever was learned is written when the block ends, interrupts and errors included."""
+        try:
+            yield
+        finally:
+            if history:
+                self.lora, data = self._bytes(adapters, len(history))
+                self.reserve.release()
+                self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
+                self.hooks.event("saved", {"path": str(self.path), "steps": len(history)})
 
-@contextlib.contextmanager
-def _saved(adapters, model, dataset, config, loras_folder: Path, run: Path, reserve: store.Reservation, history: list[float], hooks: Hooks):
-    """Writes the LoRA on every way out on which something was learned, interrupts included."""
-    result = _Saved()
-    try:
-        yield result
-    finally:
-        if history:
-            result.lora = export.state_dict(adapters, config)
-            data = export.to_bytes(result.lora, export.metadata(model, dataset, config, len(history)))
-            reserve.release()
-            result.path = _write(loras_folder, run, config.output.name, data)
-            hooks.event("saved", {"path": str(result.path), "steps": len(history)})
+    def watching(self, adapters: list[Adapter], log: store.Log) -> Callable[[Progress], None]:
+        """The progress hook with logs and checkpoints in front of the host's own."""
+
+        def progress(now: Progress) -> None:
+            log.step(now)
+            every = self.config.output.save_steps
+            if every and now.step % every == 0 and now.step < now.total:
+                self._checkpoint(adapters, now.step)
+            self.hooks.progress(now)
+
+        return progress
+
+    def _checkpoint(self, adapters: list[Adapter], step: int) -> None:
+        try:
+            path = self.run / "checkpoints" / f"{self.config.output.name}_step{step:06d}.safetensors"
+            store.write_whole(path, self._bytes(adapters, step)[1])
+            self.hooks.event("checkpoint", {"step": step})
+        except OSError as error:  # the result's own space is reserved: go on
+            self.hooks.event("checkpoint failed", {"step": step, "reason": error.strerror or str(error)})
+
+    def _bytes(self, adapters: list[Adapter], steps: int) -> tuple[dict[str, torch.Tensor], bytes]:
+        tensors = export.state_dict(adapters, self.config)
+        return tensors, export.to_bytes(tensors, export.metadata(self.model, self.dataset, self.config, steps))
 
 
 def _write(loras_folder: Path, run: Path, name: str, data: bytes) -> Path:
@@ -164,22 +198,6 @@ def _write(loras_folder: Path, run: Path, name: str, data: bytes) -> Path:
                 raise LoomError(f"{name}.safetensors could not be written to {loras_folder} ({error.strerror or error}), so it was saved as {path}: "
                                 "free some space and move it into a loras folder") from error
         raise
-
-
-def _logging(hooks: Hooks, log: store.Log, adapters: list[Adapter], model, dataset, config: LoomConfig, run: Path):
-    def progress(now: Progress) -> None:
-        log.step(now)
-        every = config.output.save_steps
-        if every and now.step % every == 0 and now.step < now.total:
-            data = export.to_bytes(export.state_dict(adapters, config), export.metadata(model, dataset, config, now.step))
-            try:
-                store.write_whole(run / "checkpoints" / f"{config.output.name}_step{now.step:06d}.safetensors", data)
-                hooks.event("checkpoint", {"step": now.step})
-            except OSError as error:  # the result's own space is reserved: go on
-                hooks.event("checkpoint failed", {"step": now.step, "reason": error.strerror or str(error)})
-        hooks.progress(now)
-
-    return progress
 
 
 def _file_size(model: TrainableModel, config: LoomConfig) -> int:

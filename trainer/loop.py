@@ -47,7 +47,7 @@ def train(model: TrainableModel, adapters: list[Adapter], batches: Iterator[Batc
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm or math.inf).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise LoomError(f"loss {total} and gradient norm {norm} at step {step + 1}: they must be finite numbers; lower the learning rate "
-                            f"({config.optim.learning_rate:g}), or use precision fp32. What was learned up to step {step} is kept")
+                            f"({config.optim.learning_rate:g}), or use precision fp32")
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
