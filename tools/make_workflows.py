@@ -31,7 +31,7 @@ def train_and_generate(loader: dict, dataset: dict, config: dict, train: dict, p
     """Both train-and-generate graphs: they differ only in their loader and their numbers."""
     model, clip, vae = ["1", 0], ["1", 1], ["1", 2]
     first = preview["prompt"].splitlines()[0]
-    return {
+    graph = {
         "1": loader,
         "2": node("LoadDataset", **{"caption_source": "auto", "trigger_word": "", "repeats": 1, "flip": False, "buckets": True, **dataset}),
         "3": node("PreviewImage", images=["2", 1]),
@@ -46,6 +46,12 @@ def train_and_generate(loader: dict, dataset: dict, config: dict, train: dict, p
         "12": node("VAEDecode", samples=["11", 0], vae=vae),
         "13": node("PreviewImage", images=["12", 0]),
     }
+    if size < 256:  # small pictures are shown enlarged
+        graph["13"] = node("PreviewImage", images=["14", 0])
+        graph["14"] = node("ImageScaleBy", image=["12", 0], upscale_method="nearest-exact", scale_by=5.0)
+        graph["15"] = node("ImageScaleBy", image=["7", 0], upscale_method="nearest-exact", scale_by=3.0)
+        graph["16"] = node("PreviewImage", images=["15", 0])
+    return graph
 
 
 def toy() -> dict:
@@ -82,15 +88,15 @@ def caption() -> dict:
     }
 
 
-NOTE = (380, 470)
 WORKFLOWS = {
     "toy_base_train_and_generate": {
-        "graph": toy, "title": {"3": "Its twenty pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt"},
-        "columns": [
-            ("1 · Pictures", [("note", *NOTE), ("1", 260, 0)]), ("", [("2", 320, 0), ("3", 320, 300)]),
-            ("2 · Training", [("4", 360, 0)]), ("", [("5", 360, 0), ("6", 360, 330)]),
-            ("3 · Before and after", [("7", 430, 860)]), ("4 · Generate with it", [("8", 320, 130), ("9", 320, 90), ("10", 320, 0)]),
-            ("", [("11", 320, 0), ("12", 220, 0), ("13", 320, 330)])],
+        "graph": toy, "title": {"3": "Its twenty pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt", "16": "Before | after"},
+        "rows": [
+            [("1 · Pictures", [("note", 400, 480), ("1", 400, 0)]), ("", [("2", 340, 330), ("3", 340, 310)]),
+             ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 340), ("6", 370, 330)])],
+            [("3 · Before and after", [("7", 400, 760), ("15", 400, 0)]), ("", [("16", 440, 940)]),
+             ("4 · Generate with it", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
+             ("", [("11", 370, 0), ("13", 370, 430)])]],
         "note": """## Train a LoRA, then generate with it
 
 Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with the pack and draws coloured shapes, but it has never seen a star. From the twenty pictures in `input/lora_loom_stars` it learns one, in about a minute on a CPU.
@@ -105,11 +111,11 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
 """},
     "sd15_train_and_generate": {
         "graph": sd15, "title": {"3": "Your pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt"},
-        "columns": [
-            ("1 · Pictures and model", [("note", 380, 640), ("1", 380, 0)]), ("", [("2", 320, 0), ("3", 320, 300)]),
-            ("2 · Training", [("4", 360, 0)]), ("", [("5", 360, 0), ("6", 360, 330)]),
-            ("3 · Before and after", [("7", 430, 860)]), ("4 · Generate with it", [("8", 320, 130), ("9", 320, 90), ("10", 320, 0)]),
-            ("", [("11", 320, 0), ("12", 220, 0), ("13", 320, 330)])],
+        "rows": [
+            [("1 · Pictures and model", [("note", 400, 530), ("1", 400, 0)]), ("", [("2", 340, 330), ("3", 340, 330)]),
+             ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 340), ("6", 370, 330)])],
+            [("3 · Before and after", [("7", 890, 820)]), ("4 · Generate with it", [("8", 330, 150), ("9", 330, 130), ("10", 330, 0), ("12", 330, 0)]),
+             ("", [("11", 370, 0), ("13", 370, 430)])]],
         "note": """## Train a LoRA on Stable Diffusion 1.5
 
 1. Make a folder `my_pictures` in ComfyUI's `input` folder and put 10 to 30 pictures into it; captions in `metadata.csv` or a `.txt` beside each picture, if you have them. Press **R**, choose the folder in *Load Dataset*.
@@ -126,9 +132,8 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
 """},
     "caption_only": {
         "graph": caption, "title": {"2": "The pictures", "4": "What was captioned"},
-        "columns": [
-            ("Pictures", [("note", 380, 560)]), ("", [("1", 320, 0), ("2", 320, 300)]),
-            ("Captions", [("3", 420, 600)]), ("", [("4", 400, 400)])],
+        "rows": [[("Pictures", [("note", 400, 560)]), ("", [("1", 340, 330), ("2", 340, 330)]),
+                  ("Captions", [("3", 420, 740)]), ("", [("4", 400, 400)])]],
         "note": """## Captions for a folder of pictures
 
 1. Put your pictures into `input/my_pictures`, press **R** and choose the folder.
@@ -145,41 +150,53 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
 """},
 }
 
-# Runs in the page. Columns side by side, nodes below one another, a group around the columns of one title.
+# Runs in the page. Rows of columns, nodes below one another, a group around the columns from one title to the next.
 BUILD = """
 async ({prompt, name, id, layout, checkpoint}) => {
   const {app} = window.comfyAPI?.app ?? await import("/scripts/app.js");
   await app.loadApiJson(prompt, name);
-  const graph = app.graph, gap = 50, title = 30, top = 130;
+  const graph = app.graph, gap = 50, title = 30;
   const byId = (id) => graph._nodes.find((n) => String(n.id) === id);
   const note = LiteGraph.createNode("MarkdownNote");
   graph.add(note);
   note.title = "Read me · 说明";
   note.widgets[0].value = layout.note;
   note.color = "#432"; note.bgcolor = "#653";
-  let x = 60, group = null;
-  for (const [heading, column] of layout.columns) {
-    let y = top, widest = 0;
-    if (heading) group = {heading, left: x, right: x, bottom: y};
-    for (const [id, width, height] of column) {
-      const node = id === "note" ? note : byId(id), least = node.computeSize();
-      node.setSize([Math.max(width, least[0]), Math.max(height, least[1])]);
-      node.pos = [x, y];
-      y += node.size[1] + title + gap;
-      widest = Math.max(widest, node.size[0]);
-      if (layout.title[id]) node.title = layout.title[id];
-      if (node.type === "CheckpointLoaderSimple" && checkpoint) node.properties.models = [checkpoint];
+  let top = 130;
+  for (const columns of layout.rows) {
+    let x = 60, group = null;
+    const groups = [];
+    for (const [heading, column] of columns) {
+      let y = top, widest = 0;
+      if (heading) groups.push(group = {heading, left: x, right: x, bottom: y});
+      for (const [id, width, height] of column) {
+        const node = id === "note" ? note : byId(id), least = node.computeSize();
+        node.setSize([Math.max(width, least[0]), Math.max(height, least[1])]);
+        node.pos = [x, y];
+        y += node.size[1] + title + gap;
+        widest = Math.max(widest, node.size[0]);
+        if (layout.title[id]) node.title = layout.title[id];
+        if (node.type === "CheckpointLoaderSimple" && checkpoint) node.properties.models = [checkpoint];
+      }
+      x += widest;
+      group.right = x;
+      group.bottom = Math.max(group.bottom, y - gap - title);
+      x += gap + 20;
     }
-    x += widest;
-    group.right = Math.max(group.right, x); group.bottom = Math.max(group.bottom, y - gap);
-    if (heading) { group.box = new LiteGraph.LGraphGroup(heading); graph.add(group.box); }
-    group.box.pos = [group.left - 25, top - 95];
-    group.box.size = [group.right - group.left + 50, group.bottom - top + 85];
-    x += gap + 20;
+    const bottom = Math.max(...groups.map((g) => g.bottom));  // groups of one row end at the same height
+    for (const {heading, left, right} of groups) {
+      const box = new LiteGraph.LGraphGroup(heading);
+      graph.add(box);
+      box.pos = [left - 25, top - 95];
+      box.size = [right - left + 50, bottom - top + 125];
+    }
+    top = bottom + 160;
   }
-  // the columns of one group may end higher than another's: all groups end at the same height
-  const deep = Math.max(...graph._groups.map((g) => g.size[1]));
-  for (const g of graph._groups) g.size = [g.size[0], deep];
+  const edge = Math.max(...graph._groups.map((g) => g.pos[0] + g.size[0]));
+  for (const box of graph._groups) {  // and the rows at the same width
+    const last = !graph._groups.some((g) => g.pos[1] === box.pos[1] && g.pos[0] > box.pos[0]);
+    if (last) box.size = [edge - box.pos[0], box.size[1]];
+  }
   const colours = ["#3f789e", "#8A8", "#b58b2a", "#a1309b"];
   graph._groups.forEach((g, i) => { g.color = colours[i % colours.length]; });
   graph.setDirtyCanvas(true, true);
@@ -199,7 +216,7 @@ async () => {
   const boxes = app.graph._groups.map((g) => [g.pos[0], g.pos[1], g.pos[0] + g.size[0], g.pos[1] + g.size[1]]);
   const left = Math.min(...boxes.map((b) => b[0])), top = Math.min(...boxes.map((b) => b[1]));
   const right = Math.max(...boxes.map((b) => b[2])), bottom = Math.max(...boxes.map((b) => b[3]));
-  const view = app.canvas.canvas.getBoundingClientRect(), room = {left: 70, top: 60, right: 20, bottom: 20};
+  const view = app.canvas.canvas.getBoundingClientRect(), room = {left: 70, top: 150, right: 20, bottom: 70};
   const scale = Math.min((view.width - room.left - room.right) / (right - left), (view.height - room.top - room.bottom) / (bottom - top));
   app.canvas.ds.scale = scale;
   app.canvas.ds.offset[0] = room.left / scale - left + ((view.width - room.left - room.right) / scale - (right - left)) / 2;
@@ -228,7 +245,15 @@ def settle(base: Path) -> None:
         "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.Notification.ShowVersionUpdates": False}))
 
 
-def open_page(playwright, url: str, size: tuple[int, int] = (2400, 1080)):
+def stand_in(base: Path) -> None:
+    """Empty files of the names that the other workflows ask for, so that their canvas opens as it does for those who have them."""
+    for name in (f"models/checkpoints/{CHECKPOINT['name']}", "models/open_clip/ViT-B-32.safetensors", "input/my_pictures/1.png"):
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def open_page(playwright, url: str, size: tuple[int, int] = (1900, 2000)):
     """(browser, page) with the app loaded. The page sees no network but the server."""
     browser = playwright.chromium.launch(
         executable_path=os.environ.get("CHROMIUM") or ("/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else None),
@@ -266,13 +291,14 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         settle(Path(folder))
+        stand_in(Path(folder))
         with server_module().Comfy(found, Path(folder)) as comfy:
             browser, page = open_page(playwright, comfy.url)
             for name, layout in WORKFLOWS.items():
                 if arguments.only and name != arguments.only:
                     continue
                 saved = page.evaluate(BUILD, {"prompt": layout["graph"](), "name": name, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
-                                              "layout": {k: layout[k] for k in ("note", "title", "columns")},
+                                              "layout": {k: layout[k] for k in ("note", "title", "rows")},
                                               "checkpoint": CHECKPOINT if name.startswith("sd15") else None})
                 (FOLDER / f"{name}.json").write_text(saved + "\n", encoding="utf-8")
                 page.evaluate("(saved) => window.app.loadGraphData(JSON.parse(saved))", saved)

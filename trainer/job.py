@@ -129,6 +129,10 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
             if saver.path is not None:
                 raise LoomError(f"{error}. What was learned in {len(history)} steps is saved as {saver.path.name}") from error
             raise
+        except torch.cuda.OutOfMemoryError as error:
+            kept = f" What was learned in {len(history)} steps is saved as {saver.path.name}" if saver.path else ""
+            raise LoomError(f"the GPU ran out of memory at batch_size {config.train.batch_size}: lower it (gradient_accumulation_steps makes up for it), "
+                            f"turn on gradient_checkpointing, or lower the resolution ({dataset.resolution}).{kept}") from error
     stopped = len(history) < steps
     recent = history[-50:]
     report = (f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {sum(recent) / max(1, len(recent)):.4f}. "

@@ -16,6 +16,7 @@ def build(adapters: list[Adapter], config: OptimConfig, total_steps: int) -> tup
     if text:
         groups.append({"params": text, "lr": config.text_encoder_lr})
     fused = all(p.device.type == "cuda" for p in [*unet, *text])
-    optimizer = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=fused)
+    # diffusers' polynomial schedule reads the optimizer's own rate, not the groups'
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=fused)
     schedule = get_scheduler(config.scheduler, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps, num_cycles=config.cycles)
     return optimizer, schedule

@@ -128,7 +128,7 @@ class ComfyModel:
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         found = []
         for caption in captions:
-            literal = caption.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)")  # a caption has no (emphasis:1.2)
+            literal = caption.replace("(", "\\(").replace(")", "\\)")  # a caption has no (emphasis:1.2); ComfyUI escapes parentheses alone
             context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(literal), return_pooled=True)
             found.append(Conditioning(context.float(), pooled.float() if self.family.time_ids and pooled is not None else None))
         width = self.patcher.model.model_config.unet_config.get("context_dim")

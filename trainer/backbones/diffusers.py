@@ -63,10 +63,13 @@ class DiffusersModel:
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         self.vae.to(self.device)
-        encoded = self.vae.encode(pixels.to(self.device) * 2 - 1)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return ((latents - shift) * self.vae.config.scaling_factor).float().cpu()
+        found = []
+        for one in pixels.split(1):  # a VAE takes gigabytes a megapixel: one at a time fits small cards
+            encoded = self.vae.encode(one.to(self.device) * 2 - 1)
+            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+            found.append(((latents - shift) * self.vae.config.scaling_factor).float().cpu())
+        return torch.cat(found)
 
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         return [self._encode(caption) for caption in captions]
