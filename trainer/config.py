@@ -79,7 +79,8 @@ class OptimConfig:
         _choice("LoRAConfig", "scheduler", self.scheduler, SCHEDULERS)
         _limit("TrainLoRA", "learning_rate", self.learning_rate, 1e-8, 1.0)
         if self.scheduler == "polynomial" and self.learning_rate <= 1e-7:
-            raise LoomError(f"learning_rate {self.learning_rate:g} is not above 1e-07, where the polynomial schedule ends: raise it or choose another scheduler")
+            raise LoomError(f"learning_rate {self.learning_rate:g} is not above 1e-07, where the polynomial schedule ends: "
+                            "raise it or choose another scheduler")
         _limit("LoRAConfig", "text_encoder_lr", self.text_encoder_lr, 0, 1.0)
         _limit("LoRAConfig", "warmup_steps", self.warmup_steps, 0, 1_000_000)
         _limit("LoRAConfig", "cycles", self.cycles, 1, 1000)
