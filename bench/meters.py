@@ -1,0 +1,110 @@
+"""What is measured of a case: time, memory, and what became of the base weights."""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import threading
+import time
+import zlib
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+from bases import Base
+
+CPU = torch.device("cpu")
+SMALL = 4096  # values: below this a parameter may well look like another by chance, and weighs nothing
+
+
+def tidy() -> None:
+    """Every case starts alike: nothing of the one before is loaded, cached or kept by the allocator."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def private_bytes() -> int:
+    """Resident memory without mapped files: the checkpoint's page cache is nobody's cost."""
+    info = psutil.Process().memory_info()
+    return info.rss - getattr(info, "shared", 0)
+
+
+class Weights:
+    """The base UNet's parameters as they were: are they still, and does anybody hold the same values a second time?"""
+
+    def __init__(self, base: Base) -> None:
+        self.root = base.model.model.diffusion_model
+        self.before = self._state()
+        self.own = {p.untyped_storage().data_ptr() for p in self.root.parameters()}
+        self.heads: dict[tuple, list[torch.Tensor]] = {}
+        for p in (p for p in self.root.parameters() if p.numel() >= SMALL):
+            self.heads.setdefault(tuple(p.shape), []).append(self._head(p))
+
+    def _state(self) -> dict[str, tuple[int, int]]:
+        return {name: (p.data_ptr(), zlib.crc32(p.detach().contiguous().view(torch.uint8).numpy())) for name, p in self.root.named_parameters()}
+
+    @staticmethod
+    def _head(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().reshape(-1)[:64].float().clone()
+
+    def unchanged(self) -> bool:
+        """Same storages, same bytes."""
+        return self._state() == self.before
+
+    def copied(self) -> int:
+        """Bytes of other live tensors that hold a parameter's values, in whatever dtype."""
+        found: dict[int, int] = {}
+        for thing in gc.get_objects():
+            if issubclass(type(thing), torch.Tensor) and tuple(thing.shape) in self.heads and thing.device == CPU:
+                storage = thing.untyped_storage()
+                if storage.data_ptr() in self.own or storage.nbytes() == 0:
+                    continue
+                head = self._head(thing)
+                if any(torch.allclose(head, own, rtol=1e-2, atol=1e-4) for own in self.heads[tuple(thing.shape)]):
+                    found[storage.data_ptr()] = storage.nbytes()
+        return sum(found.values())
+
+
+@dataclass
+class Meter:
+    """A case's figures over all rounds. `tick` notes the steps; memory is sampled from a thread while the meter is entered."""
+
+    weights: Weights | None = None
+    seconds: list[float] = field(default_factory=list)  # one a step, without each round's first
+    setup: list[float] = field(default_factory=list)  # from encoded pictures to the end of the first step
+    peaks: list[int] = field(default_factory=list)  # bytes above what was resident when the case began, from encoded pictures on
+    copied: list[int] = field(default_factory=list)
+    trained: int = 0
+
+    def tick(self, done: int) -> None:
+        now = time.perf_counter()
+        if done == 0:
+            self._peak, self._began = private_bytes(), now
+        elif done == 1:
+            self.setup.append(now - self._began)
+            if self.weights:
+                self.copied.append(self.weights.copied())
+        else:
+            self.seconds.append(now - self._last)
+        self._last = time.perf_counter()
+
+    def __enter__(self) -> Meter:
+        tidy()
+        self._baseline = self._peak = private_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self._peak = max(self._peak, private_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.peaks.append(self._peak - self._baseline)

@@ -1,0 +1,154 @@
+"""ComfyUI's own page in Chromium: the example workflows open, Run runs them, choosing a preset shows what it holds."""
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+
+pytestmark = pytest.mark.browser
+KEPT = host.PACK / "artefacts"
+
+
+def by_path(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
+oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+
+
+@pytest.fixture(scope="module", params=["newest", "oldest"])
+def comfy(request, tmp_path_factory: pytest.TempPathFactory):
+    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    base = tmp_path_factory.mktemp(f"page_{request.param}")
+    workflows.settle(base)
+    workflows.stand_in(base)
+    (base / "input" / "broken").mkdir()
+    (base / "input" / "broken" / "1.png").write_bytes(b"no picture")
+    with host.Comfy(path, base, site) as server:
+        server.which = request.param
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(comfy):
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser, page = workflows.open_page(playwright, comfy.url)
+        except sync_api.Error as error:
+            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
+                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
+            raise
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        yield page
+        browser.close()
+
+
+def open_workflow(page, name: str) -> None:
+    """The example as the template browser fetches it."""
+    page.evaluate("""async (name) => {
+        const answer = await window.app.api.fetchApi(`/workflow_templates/comfyui-lora-loom/${name}.json`);
+        await window.app.loadGraphData(await answer.json());
+    }""", name)
+    page.wait_for_timeout(500)
+
+
+def keep(page, name: str) -> None:
+    KEPT.mkdir(exist_ok=True)
+    page.evaluate(workflows.FIT)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=str(KEPT / f"{name}.png"))
+
+
+def widget(page, node: int, name: str):
+    return page.evaluate("([node, name]) => window.app.graph.getNodeById(node).widgets.find((w) => w.name === name).value", [node, name])
+
+
+def set_widget(page, node: int, name: str, value) -> None:
+    """As a user's choice: the value, then the widget's callback."""
+    page.evaluate("""async ([node, name, value]) => {
+        const widget = window.app.graph.getNodeById(node).widgets.find((w) => w.name === name);
+        widget.value = value;
+        await widget.callback?.(value);
+    }""", [node, name, value])
+
+
+def press_run(page, until: str, timeout: float = 150) -> dict:
+    page.evaluate("""() => {
+        window.loomEvents = [];
+        for (const name of ["execution_success", "execution_error", "execution_interrupted"])
+            window.app.api.addEventListener(name, (event) => window.loomEvents.push([name, event.detail]));
+    }""")
+    page.click("[data-testid=queue-button]")
+    page.wait_for_function("(until) => window.loomEvents.some(([name]) => name === until)", arg=until, timeout=timeout * 1000)
+    return page.evaluate("(until) => window.loomEvents.find(([name]) => name === until)[1]", until)
+
+
+def plain(value):
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+@pytest.mark.parametrize("name", list(workflows.WORKFLOWS))
+def test_the_examples_open_and_give_the_prompt_they_were_made_from(comfy, page, name):
+    open_workflow(page, name)
+    kinds = page.evaluate("() => window.app.graph._nodes.map((n) => [n.type, n.has_errors === true])")
+    assert all(not errors for _, errors in kinds), kinds
+    assert page.evaluate("() => window.app.graph._nodes.every((n) => n.type in window.LiteGraph.registered_node_types)")
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    wanted = workflows.WORKFLOWS[name]["graph"]()
+    assert {key: value["class_type"] for key, value in prompt.items()} == {key: value["class_type"] for key, value in wanted.items()}
+    for key, node in wanted.items():
+        for field, value in node["inputs"].items():
+            assert plain(prompt[key]["inputs"][field]) == plain(value), (key, field)
+    keep(page, f"{comfy.which}_{name}_opened")
+
+
+def test_a_preset_fills_the_widgets(page):
+    open_workflow(page, "toy_base_train_and_generate")
+    set_widget(page, 4, "preset", "low vram")
+    page.wait_for_function("() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'rank').value === 8")
+    assert widget(page, 4, "gradient_checkpointing") is True and widget(page, 4, "targets") == "attention"
+    set_widget(page, 4, "preset", "style")
+    page.wait_for_function("() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'rank').value === 32")
+    assert widget(page, 4, "gradient_checkpointing") is False and widget(page, 4, "caption_dropout") == 0.1
+
+
+def test_run_shows_the_previews(comfy, page):
+    open_workflow(page, "toy_base_train_and_generate")
+    set_widget(page, 5, "steps", 20)
+    set_widget(page, 7, "steps", 6)
+    press_run(page, "execution_success")
+    page.wait_for_timeout(1500)
+    shown = page.evaluate("() => Object.fromEntries([3, 6, 7, 13, 16].map((id) => [id, (window.app.nodeOutputs[id]?.images ?? []).length]))")
+    assert shown == {"3": 20, "6": 1, "7": 4, "13": 1, "16": 4}
+    drawn = page.evaluate("() => window.app.graph.getNodeById(16).imgs?.map((i) => [i.naturalWidth, i.naturalHeight])")
+    assert drawn in (None, [[384, 192]] * 4), drawn
+    text = page.evaluate("() => window.app.graph.getNodeById(5).widgets.map((w) => String(w.value)).join(' ')")
+    assert "Finished at step 20 of 20" in text
+    assert page.problems == []
+    keep(page, f"{comfy.which}_run")
+
+
+def test_a_broken_folder_is_named_on_the_page(comfy, page):
+    open_workflow(page, "toy_base_train_and_generate")
+    set_widget(page, 2, "folder", "broken")
+    detail = press_run(page, "execution_error")
+    assert detail["node_type"] == "LoadDataset" and "none of the 1 pictures" in detail["exception_message"]
+    page.wait_for_function("() => document.body.innerText.includes('none of the 1 pictures')", timeout=20_000)
+    keep(page, f"{comfy.which}_broken_folder")
+    page.keyboard.press("Escape")
+
+
+def test_the_saved_workflows_are_what_this_page_saves():
+    for name in workflows.WORKFLOWS:
+        saved = json.loads((host.PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        assert saved["version"] == 0.4 and any(node["type"] == "MarkdownNote" for node in saved["nodes"]) and saved["groups"]

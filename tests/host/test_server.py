@@ -1,0 +1,473 @@
+"""The nodes in a real ComfyUI server: one server, spoken to as its page and its API users do."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+import time
+import types
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+import torch  # noqa: E402
+from lora_loom.trainer.toy import stars  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+PACK = host.PACK
+
+
+def by_path(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+workflows = by_path("loom_make_workflows", PACK / "tools" / "make_workflows.py")
+
+# A node pack of the tests' own: what a checkpoint without VAE or CLIP hands out.
+NOTHING = """
+class Nothing:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP", "VAE"), "give", "test"
+
+    def give(self):
+        return (None, None, None)
+
+NODE_CLASS_MAPPINGS = {"LoomTestNothing": Nothing}
+"""
+
+
+def prepare(base: Path) -> Path:
+    """A base folder with the tests' node pack and a LoRA that makes every number NaN."""
+    (base / "custom_nodes").mkdir(parents=True)
+    (base / "custom_nodes" / "loom_test_nothing.py").write_text(NOTHING)
+    (base / "models" / "loras").mkdir(parents=True)
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    wide = workflow_width()
+    save_file({f"{key}.lora_down.weight": torch.full((1, wide), torch.nan), f"{key}.lora_up.weight": torch.ones(wide, 1),
+               f"{key}.alpha": torch.tensor(1.0)}, base / "models" / "loras" / "poison.safetensors")
+    return base
+
+
+def workflow_width() -> int:
+    from lora_loom.trainer.toy import arch
+
+    return arch.UNET["block_out_channels"][next(i for i, kind in enumerate(arch.UNET["down_block_types"]) if "CrossAttn" in kind)]
+
+
+@pytest.fixture(scope="module")
+def comfy(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory):
+    with host.Comfy(comfy_path, prepare(tmp_path_factory.mktemp("server") / "基 base")) as server:
+        yield server
+
+
+def toy(steps: int = 8, **changes: dict) -> dict:
+    """The example workflow, short; `toy(n5={"name": "x"})` changes inputs of node 5."""
+    graph = workflows.toy()
+    graph["5"]["inputs"]["steps"] = steps
+    graph["7"]["inputs"].update(steps=3, prompt="a red star on a blue background\na red circle on a blue background")
+    graph["11"]["inputs"]["steps"] = 3
+    for name, values in changes.items():
+        graph[name[1:]]["inputs"].update(values)
+    return graph
+
+
+def training(folder: str = "lora_loom_stars", steps: int = 2, config: dict | None = None, dataset: dict | None = None, **train) -> dict:
+    """Only what TrainLoRA needs, with TrainLoRA as node 5."""
+    whole = toy(steps, n2={"folder": folder, **(dataset or {})}, n4=config or {}, n5={"name": "small", **train})
+    return {key: whole[key] for key in ("1", "2", "4", "5")}
+
+
+def well(outcome) -> None:
+    assert outcome.ending == "execution_success", outcome.error
+
+
+_seed = iter(range(1000, 10_000))
+
+
+def good_run(comfy) -> None:
+    """A training that cannot come from the cache."""
+    outcome = comfy.run(training(steps=1, seed=next(_seed)))
+    well(outcome)
+    assert "5" in outcome.executed
+
+
+def folder_of(comfy, name: str) -> Path:
+    path = comfy.base / "input" / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def lora_file(comfy, name: str) -> Path:
+    return comfy.base / "output" / "loras" / f"{name}.safetensors"
+
+
+INPUTS = {
+    "LoadDataset": {"folder": ..., "resolution": 512, "min_size": 512, "caption_source": "auto", "trigger_word": "", "repeats": 1, "flip": False, "buckets": True},
+    "AutoCaption": {"dataset": ..., "method": "clip_tags", "model": ..., "labels": ..., "max_tags": 8, "prefix": "", "suffix": "", "existing": "keep", "save_as": "nothing"},
+    "LoRAConfig": {"preset": "default", "rank": 16, "alpha": 16, "dropout": 0, "algorithm": "lora", "targets": "attention", "train_text_encoder": False,
+                   "optimizer": "adamw", "scheduler": "constant_with_warmup"},
+    "TrainLoRA": {"model": ..., "clip": ..., "vae": ..., "dataset": ..., "config": ..., "steps": ..., "epochs": 0, "learning_rate": 1e-4, "batch_size": 1, "seed": 0, "name": ...},
+    "PreviewSample": {"model": ..., "clip": ..., "vae": ..., "prompt": "", "negative": "", "seed": 0, "steps": ..., "cfg": ..., "sampler_name": ..., "scheduler": ...,
+                      "width": 512, "height": 512, "base_model": ...},
+    "ToyBase": {},
+}
+OUTPUTS = {
+    "LoadDataset": {"dataset": "TRAIN_DATASET", "images": "IMAGE", "report": "STRING"},
+    "AutoCaption": {"dataset": "TRAIN_DATASET", "captions": "STRING", "report": "STRING"},
+    "LoRAConfig": {"config": "LORA_CONFIG"},
+    "TrainLoRA": {"model": "MODEL", "clip": "CLIP", "lora": "LORA_MODEL", "loss": "LOSS_MAP", "path": "STRING"},
+    "PreviewSample": {"images": "IMAGE"},
+    "ToyBase": {"model": "MODEL", "clip": "CLIP", "vae": "VAE"},
+}
+
+
+def check_nodes(info: dict) -> None:
+    for kind, wanted in INPUTS.items():
+        node = info[kind]
+        found = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        assert set(wanted) <= set(found), kind
+        for name, default in wanted.items():
+            if default is not ...:
+                assert found[name][1].get("default") == default, (kind, name)
+        assert dict(zip(node["output_name"], node["output"], strict=True)) == OUTPUTS[kind]
+        assert node["category"] == "LoRA Loom"
+        assert node["output_node"] == (kind in ("TrainLoRA", "PreviewSample")), kind
+    assert info["LoadDataset"]["output_is_list"] == [False, True, False]
+    assert info["AutoCaption"]["output_is_list"] == [False, True, False]
+
+
+def test_nodes_are_as_designed(comfy):
+    check_nodes(comfy.get("/object_info"))
+
+
+def test_example_workflows_are_served_with_their_pictures(comfy):
+    listed = comfy.get("/workflow_templates")["comfyui-lora-loom"]
+    assert set(listed) == set(workflows.WORKFLOWS)
+    for name in listed:
+        for suffix in ("json", "jpg"):
+            with urllib.request.urlopen(f"{comfy.url}/api/workflow_templates/comfyui-lora-loom/{name}.{suffix}") as answer:
+                assert answer.status == 200 and len(answer.read()) > 1000
+
+
+def test_presets_for_the_page(comfy):
+    answer = comfy.get("/lora_loom/presets")
+    assert answer["low vram"]["values"]["gradient_checkpointing"] is True and answer["low vram"]["values"]["rank"] == 8
+    assert all(preset["about"][language] for preset in answer.values() for language in ("en", "zh"))
+
+
+def check_toy_run(comfy, outcome, steps: int) -> None:
+    """Everything that a page sees of the toy workflow's run."""
+    well(outcome)
+    assert {"5", "7", "11", "13"} <= set(outcome.executed)
+    bar = [data for kind, data in outcome.messages if kind == "progress" and data["node"] == "5"]
+    assert bar[-1]["value"] == bar[-1]["max"] == steps
+    running = [d for kind, d in outcome.messages if kind == "lora_loom.progress"]
+    assert {"encode", "train"} == {d["phase"] for d in running} and all(d["node"] == "5" for d in running)
+    last = running[-1]
+    assert last["step"] == last["total"] == steps and last["loss"] > 0 and last["steps_per_second"] > 0 and last["eta_seconds"] == 0
+    shown = [text for text in outcome.texts if re.search(rf"step \d+/{steps}  loss \d+\.\d+ .*\d it/s  \d+:\d\d left", text)]
+    assert shown and shown[-1].startswith(f"step {steps}/")
+    assert any(text.startswith(f"Finished at step {steps} of {steps}") for text in outcome.texts)
+    outputs = outcome.history["outputs"]
+    assert len(outputs["3"]["images"]) == 20 and len(outputs["7"]["images"]) == 2 and len(outputs["13"]["images"]) == 1 and outputs["6"]["images"]
+    for path in outcome.images(comfy.base):
+        with Image.open(path) as image:
+            image.load()
+    before_after = comfy.base / "temp" / outputs["7"]["images"][0]["filename"]
+    assert Image.open(before_after).size == (128, 64)
+
+
+def test_toy_workflow_runs_then_is_fully_cached(comfy):
+    first = comfy.run(toy())
+    check_toy_run(comfy, first, 8)
+    assert lora_file(comfy, "toy_star").is_file()
+    run = comfy.base / "output" / "lora_loom" / "toy_star"
+    assert {"config.yaml", "dataset.txt", "metrics.jsonl"} <= {p.name for p in run.iterdir()}
+    again = comfy.run(toy())
+    well(again)
+    assert again.executed == [] and set(again.cached) == set(toy())
+    assert not lora_file(comfy, "toy_star_2").exists()
+
+
+def latent(comfy, outcome, node: str) -> torch.Tensor:
+    [saved] = outcome.history["outputs"][node]["latents"]
+    return load_file(comfy.base / saved["type"] / saved["subfolder"] / saved["filename"])["latent_tensor"]
+
+
+def sampled(graph: dict, model: list, clip: list, seed: int) -> dict:
+    node = workflows.node
+    return {**graph,
+            "20": node("CLIPTextEncode", clip=clip, text="a red star on a blue background"), "21": node("CLIPTextEncode", clip=clip, text=""),
+            "22": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+            "23": node("KSampler", model=model, positive=["20", 0], negative=["21", 0], latent_image=["22", 0], seed=seed, steps=4, cfg=3.0, sampler_name="euler",
+                       scheduler="normal", denoise=1.0),
+            "24": node("SaveLatent", samples=["23", 0], filename_prefix="loom"),
+            "25": node("VAEDecode", samples=["23", 0], vae=["1", 2]), "26": node("PreviewImage", images=["25", 0])}
+
+
+def test_the_file_equals_the_live_model(comfy):
+    """LoraLoader with the file, and TrainLoRA's outputs, give the same latents and pictures; both differ from the base's."""
+    train = {**training(steps=12, name="equal", learning_rate=0.01, config={"targets": "all linear+conv", "train_text_encoder": True})}
+    live = comfy.run(sampled(train, ["5", 0], ["5", 1], 3))
+    well(live)
+    assert "equal.safetensors" in json.dumps(comfy.get("/object_info/LoraLoader"))
+    loader = {"1": workflows.node("ToyBase"), "2": workflows.node(
+        "LoraLoader", model=["1", 0], clip=["1", 1], lora_name="equal.safetensors", strength_model=1.0, strength_clip=1.0)}
+    loaded = comfy.run(sampled(loader, ["2", 0], ["2", 1], 3))
+    well(loaded)
+    plain = comfy.run(sampled({"1": loader["1"]}, ["1", 0], ["1", 1], 3))
+    well(plain)
+    one, two, base = (latent(comfy, outcome, "24") for outcome in (live, loaded, plain))
+    assert (one - two).abs().max() < 1e-3
+    assert (one - base).abs().max() > 1e-2
+    pictures = [torch.tensor(list(Image.open(outcome.images(comfy.base)[-1]).convert("RGB").tobytes())) for outcome in (live, loaded)]
+    assert (pictures[0] - pictures[1]).abs().max() <= 1
+    assert not re.search("lora key not loaded|NOT LOADED", comfy.text())
+
+
+def test_the_model_output_outlives_unloading(comfy):
+    train = training(steps=4, name="freed", learning_rate=0.01)
+    first = comfy.run(sampled(train, ["5", 0], ["5", 1], 1))
+    well(first)
+    comfy.post("/free", {"unload_models": True})
+    time.sleep(1.5)  # the worker does it when it next looks
+    second = comfy.run(sampled(train, ["5", 0], ["5", 1], 2))
+    well(second)
+    assert "5" in second.cached and "23" in second.executed
+    loader = {"1": workflows.node("ToyBase"), "2": workflows.node(
+        "LoraLoader", model=["1", 0], clip=["1", 1], lora_name="freed.safetensors", strength_model=1.0, strength_clip=1.0)}
+    loaded = comfy.run(sampled(loader, ["2", 0], ["2", 1], 2))
+    assert (latent(comfy, second, "24") - latent(comfy, loaded, "24")).abs().max() < 1e-3
+
+
+def test_cancel_keeps_what_was_learned(comfy):
+    at = {}
+
+    def press(kind, data):
+        if kind == "lora_loom.progress" and data["phase"] == "train" and data["step"] >= 4 and not at:
+            at.update(step=data["step"], clock=time.perf_counter())
+            comfy.post("/interrupt", {})
+        if kind == "lora_loom.saved":
+            at["saved"] = data["steps"]
+
+    outcome = comfy.run(training(steps=5000, name="cancelled"), on_message=press)
+    assert outcome.ending == "execution_interrupted"
+    assert time.perf_counter() - at["clock"] < 10  # seconds; a whole run takes minutes
+    assert at["step"] <= at["saved"] <= at["step"] + 6  # a few steps pass on the way of the message
+    with safe_open(lora_file(comfy, "cancelled"), "pt") as file:
+        assert file.metadata()["ss_steps"] == str(at["saved"])
+        assert all(file.get_tensor(key).isfinite().all() for key in file.keys())
+    good_run(comfy)
+
+
+def broken(comfy) -> str:
+    for number in range(3):
+        (folder_of(comfy, "broken") / f"{number}.png").write_bytes(b"no picture" * number)
+    return "broken"
+
+
+def empty(comfy) -> str:
+    return folder_of(comfy, "empty").name
+
+
+# what goes wrong: (prompt, texts that the one message holds)
+FAILURES = {
+    "name leads out": (lambda c: training(name="../evil"), ["'../evil'", "plain file name"]),
+    "name for windows": (lambda c: training(name='a<b>:"c'), ["TrainLoRA.name takes a plain file name"]),
+    "name is empty": (lambda c: training(name=""), ["name '' is empty", "for example"]),
+    "empty folder": (lambda c: training(empty(c)), ["empty' holds no pictures", "put pictures into it"]),
+    "only broken pictures": (lambda c: training(broken(c)), ["none of the 3 pictures", "1.png", "replace them"]),
+    "all too small": (lambda c: training(dataset={"min_size": 128}), ["all 20 pictures", "below min_size 128", "lower LoadDataset.min_size to 64"]),
+    "no such folder": (lambda c: training("gone away"), ["'gone away' is not there", "choose another"]),
+    "no folder chosen": (lambda c: training(""), ["folder is empty"]),
+    "no such preset": (lambda c: training(config={"preset": "fast"}), ["preset 'fast' is unknown", "quick look"]),
+    "nothing to train": (lambda c: training(steps=0), ["steps 0 and epochs 0", "set TrainLoRA.steps to 1 or more"]),
+    "not a number": (lambda c: poisoned(), ["loss nan", "lower the learning rate"]),
+    "no vae": (lambda c: without("vae", 2), ["vae is empty", "VAELoader"]),
+    "no clip": (lambda c: without("clip", 1), ["clip is empty", "CLIPLoader"]),
+    "bad target modules": (lambda c: training(config={"target_modules": "no_such_layer$"}), ["no_such_layer"]),
+    "broken expression": (lambda c: training(config={"target_modules": "to_(k"}), ["to_(k"]),
+}
+
+
+def poisoned() -> dict:
+    graph = training(name="poisoned")
+    graph["6"] = workflows.node("LoraLoaderModelOnly", model=["1", 0], lora_name="poison.safetensors", strength_model=1.0)
+    graph["5"]["inputs"]["model"] = ["6", 0]
+    return graph
+
+
+def without(name: str, slot: int) -> dict:
+    graph = training()
+    graph["6"] = workflows.node("LoomTestNothing")
+    graph["5"]["inputs"][name] = ["6", slot]
+    return graph
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_bad_input_gives_one_message_and_a_good_run_follows(comfy, case):
+    make, wanted = FAILURES[case]
+    before = set((comfy.base / "output").rglob("*.safetensors"))
+    outcome = comfy.run(make(comfy))
+    assert outcome.ending in ("", "execution_error")
+    if outcome.ending:
+        message = outcome.error
+        assert sum(kind == "execution_error" for kind, _ in outcome.messages) == 1
+    else:
+        errors = [error for node in outcome.answer["node_errors"].values() for error in node["errors"]]
+        assert len(errors) == 1, errors
+        message = errors[0]["message"] + " " + errors[0]["details"]
+    for text in wanted:
+        assert text in message, message
+    assert set((comfy.base / "output").rglob("*.safetensors")) == before
+    assert not list((comfy.base / "output" / "loras").glob(".*")), "a reservation was left behind"
+    good_run(comfy)
+
+
+def test_a_run_that_explodes_keeps_what_was_learned(comfy):
+    config = {"alpha": 4096.0, "rank": 1, "max_grad_norm": 0.0, "targets": "all linear+conv", "weight_decay": 10.0}
+    outcome = comfy.run(training(steps=400, name="exploded", learning_rate=1.0, config=config))
+    assert outcome.ending == "execution_error" and "must be finite numbers" in outcome.error, outcome.error
+    last = int(re.search(r"What was learned in (\d+) steps is saved as exploded.safetensors", outcome.error)[1])
+    assert last >= 1
+    with safe_open(lora_file(comfy, "exploded"), "pt") as file:
+        assert file.metadata()["ss_steps"] == str(last)
+    good_run(comfy)
+
+
+@pytest.mark.parametrize("folder", ["../output", "..", ".", "lora_loom_stars/../..", "lora_loom_stars/../../models", "/etc", "datasets/../loras", "C:\\Windows", "link"])
+def test_folders_never_lead_out(comfy, folder):
+    link = comfy.base / "input" / "link"
+    if not link.is_symlink():
+        link.symlink_to(comfy.base / "models", target_is_directory=True)
+    outcome = comfy.run(training(folder))
+    assert outcome.ending == "" and "is not there" in outcome.error, outcome.error
+
+
+def stars_in(comfy, name: str, count: int = 4) -> Path:
+    return stars.write(folder_of(comfy, name), count=count, seed=5)
+
+
+def test_edits_on_disk_run_what_depends_on_them_and_nothing_else(comfy):
+    folder = stars_in(comfy, "edited")
+    graph = training("edited", name="edited")
+    well(comfy.run(graph))
+    assert comfy.run(graph).executed == []
+
+    picture = folder / "star_01.png"
+    Image.open(picture).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(picture)
+    after_picture = comfy.run(graph)
+    well(after_picture)
+    assert set(after_picture.executed) == {"2", "5"} and {"1", "4"} <= set(after_picture.cached)
+    assert comfy.run(graph).executed == []
+
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace("a ", "one ", 1))
+    after_caption = comfy.run(graph)
+    assert set(after_caption.executed) == {"2", "5"}
+
+    shutil.copy(picture, folder / "one_more.png")
+    assert set(comfy.run(graph).executed) == {"2", "5"}
+    (folder / "notes.pdf").write_text("nothing to do with it")
+    well(comfy.run(graph))
+    (folder / "one_more.png").unlink()
+    assert {"2", "5"} <= set(comfy.run(graph).executed)
+    assert comfy.run(graph).executed == []
+
+
+def test_names_that_are_not_ascii(comfy):
+    folder = folder_of(comfy, "我的 图片 ü")
+    for number, name in enumerate(["星星 一.png", "étoile.png", "ひとつ.png"]):
+        image = Image.open(stars.write(comfy.base / "scratch", count=3) / f"star_0{number + 1}.png")
+        image.save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(f"星 {number}, un étoile", encoding="utf-8")
+    graph = training("我的 图片 ü", name="星星 LoRA é")
+    graph["9"] = workflows.node("PreviewAny", source=["2", 2])
+    assert "我的 图片 ü" in json.dumps(comfy.get("/object_info/LoadDataset"), ensure_ascii=False)
+    outcome = comfy.run(graph)
+    well(outcome)
+    assert "3 of 3 pictures, source: sidecar" in "".join(outcome.history["outputs"]["9"]["text"])
+    assert lora_file(comfy, "星星 LoRA é").is_file()
+    assert "星星 LoRA é.safetensors" in json.dumps(comfy.get("/object_info/LoraLoader"), ensure_ascii=False)
+    sub = training("我的 图片 ü/.", name="x")
+    assert comfy.run(sub).ending in ("execution_success", "")  # never a crash
+
+
+def captioning(folder: str, **changes) -> dict:
+    graph = workflows.caption()
+    graph["1"]["inputs"].update(folder=folder, resolution=64, min_size=64)
+    graph["3"]["inputs"].update(**{"model": "tiny", "labels": "red star, blue star\ncat", "max_tags": 2, "existing": "replace", **changes})
+    return graph
+
+
+def test_captions_by_a_local_model(comfy):
+    write_model = by_path("loom_test_captioners", PACK / "tests" / "test_captioners.py").write_model
+    write_model(comfy.base / "models" / "open_clip" / "tiny")
+    assert "tiny" in json.dumps(comfy.get("/object_info/AutoCaption")["AutoCaption"]["input"]["required"]["model"])
+    folder = stars_in(comfy, "captioned")
+    before = (folder / "metadata.csv").read_text()
+    graph = captioning("captioned")
+    graph["5"] = workflows.node("PreviewAny", source=["3", 1])
+    first = comfy.run(graph)
+    well(first)
+    rows = (folder / "metadata.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert rows[0] == "filename,prompt" and len(rows) == 5 and all(re.search("star|cat", row.split(",", 1)[1]) for row in rows[1:])
+    assert any(path.read_text() == before for path in folder.glob("*.bak*"))
+    assert any("captioning" in text for text in first.texts)
+    again = comfy.run(graph)
+    well(again)
+    assert again.executed == []
+    well(comfy.run(captioning("captioned", existing="keep")))
+
+    sidecars = captioning("captioned", save_as="sidecar .txt")
+    well(comfy.run(sidecars))
+    assert len(list(folder.glob("*.txt"))) == 4
+    assert comfy.run(sidecars).executed == []
+
+    for name in ("gone", "../tiny", "/etc/passwd"):
+        outcome = comfy.run(captioning("captioned", model=name))
+        assert name in outcome.error and set(outcome.answer["node_errors"]) == {"3"}, outcome.error
+        assert "3" not in outcome.executed  # the pictures, which do not need it, are shown all the same
+
+
+def test_example_workflows_hold_no_paths():
+    for name, workflow in workflows.WORKFLOWS.items():
+        text = (PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8")
+        graph = json.loads(text)
+        values = [value for node in graph["nodes"] if "Note" not in node["type"] for value in node.get("widgets_values") or []]
+        assert not any(re.match(r"/|\\\\|~|[A-Za-z]:[\\/]", str(value)) for value in values)
+        kinds = sorted(node["type"] for node in graph["nodes"] if node["type"] != "MarkdownNote")
+        assert kinds == sorted(node["class_type"] for node in workflow["graph"]().values())
+        boxes = [(n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]) for n in graph["nodes"]]
+        for i, a in enumerate(boxes):
+            assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[i + 1:]), name
+        with Image.open(PACK / "example_workflows" / f"{name}.jpg") as image:
+            assert image.width >= 400
+
+
+def test_example_pictures_are_brought_once(tmp_path, monkeypatch):
+    stub = types.SimpleNamespace(get_input_directory=lambda: str(tmp_path / "input"), models_dir="", get_folder_paths=lambda kind: [])
+    monkeypatch.setitem(sys.modules, "folder_paths", stub)
+    folders = by_path("lora_loom.nodes.folders_under_test", PACK / "nodes" / "folders.py")
+    folders.bring_example()
+    target = tmp_path / "input" / "lora_loom_stars"
+    assert len(list(target.glob("*.png"))) == 20 and [p.name for p in target.parent.iterdir()] == ["lora_loom_stars"]
+    drawn = stars.write(tmp_path / "drawn")
+    assert {p.name for p in drawn.iterdir()} == {p.name for p in target.iterdir()}
+    for path in drawn.glob("*.png"):
+        assert Image.open(path).tobytes() == Image.open(target / path.name).tobytes()
+    assert (drawn / "metadata.csv").read_bytes() == (target / "metadata.csv").read_bytes()
+    shutil.rmtree(target)
+    target.mkdir()
+    (target / "mine.png").write_bytes(b"mine")
+    folders.bring_example()
+    assert [p.name for p in target.iterdir()] == ["mine.png"]
