@@ -356,3 +356,12 @@ def test_checkpointing_changes_no_number(model: backbone.DiffusersModel, dataset
     assert saving.losses == pytest.approx(plain.losses, rel=1e-6)
     for key, value in plain.lora.items():
         torch.testing.assert_close(saving.lora[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_without_a_caption_need_a_trigger_word(model: backbone.DiffusersModel, pictures: Path, tmp_path: Path) -> None:
+    for text in pictures.glob("*.txt"):
+        text.unlink()
+    with pytest.raises(LoomError, match="none of the 4 pictures has one and trigger_word is empty.*LoadDataset.trigger_word"):
+        run(model, read_dataset(pictures, resolution=64, min_size=32), CONFIG, tmp_path)
+    assert not (tmp_path / "runs").exists()
+    assert run(model, read_dataset(pictures, resolution=64, min_size=32, trigger_word="zx"), CONFIG, tmp_path).steps == 3

@@ -78,8 +78,9 @@ def train_command(options: argparse.Namespace) -> int:
     job = load_job(options.config)
     dataset = read_pictures(job)
     if options.dry_run:
-        from .job import plan
+        from .job import check, plan
 
+        check(dataset, job.config)
         print(describe(job), dataset.report(), "", plan(job.family, dataset, job.config), sep="\n")
         return 0
 

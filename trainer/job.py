@@ -5,6 +5,7 @@ A model comes in from the caller; nothing here knows which backbone is behind it
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ from .adapters import Adapter, adapted, select
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
 from .config import LoomConfig
-from .data.batches import batches, encode, epoch_length
+from .data.batches import Encoded, batches, encode, epoch_length
 from .data.buckets import bucket_for
 from .data.folder import Dataset
 from .errors import LoomError
 from .hooks import Hooks, Progress
 from .runs import export, store
 
-__all__ = ["Hooks", "Progress", "Result", "plan", "total_steps", "train"]
+__all__ = ["Hooks", "Progress", "Result", "check", "plan", "total_steps", "train"]
 
 
 @dataclass
@@ -60,6 +61,16 @@ def total_steps(dataset: Dataset, config: LoomConfig, family: Family) -> int:
     return config.train.steps or config.train.epochs * steps_per_epoch(dataset, config, family)
 
 
+def check(dataset: Dataset, config: LoomConfig) -> None:
+    """LoomError for what can be known to fail before a model is there."""
+    config.validate()
+    if not dataset.pictures:
+        raise LoomError("dataset holds no picture: LoadDataset.folder needs at least one; add pictures or lower min_size")
+    if not any(dataset.caption(p) for p in dataset.pictures):
+        raise LoomError(f"captions are missing: none of the {len(dataset.pictures)} pictures has one and trigger_word is empty, so that no prompt could "
+                        "call what is learned; set LoadDataset.trigger_word, put .txt files beside the pictures, or let AutoCaption write them")
+
+
 def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
     """What will run, in words, before anything is loaded."""
     each, total = steps_per_epoch(dataset, config, family), total_steps(dataset, config, family)
@@ -83,9 +94,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     Raises LoomError for bad input before anything is computed, and for a loss that is no number.
     """
     hooks = hooks or Hooks()
-    config.validate()
-    if not dataset.pictures:
-        raise LoomError("dataset holds no picture: LoadDataset.folder needs at least one; add pictures or lower min_size")
+    check(dataset, config)
     select(model, config.adapter)
     steps = total_steps(dataset, config, model.family)
     reserve = store.Reservation(Path(loras_folder), _file_size(model, config))
@@ -122,7 +131,8 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
         saver = _Saver(model, dataset, config, loras_folder, run, reserve, hooks)
         try:
             with adapted(model, config.adapter, config.train.seed) as adapters, saver.at_the_end(adapters, history):
-                with model.training(config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing), torch.enable_grad():
+                settings = (config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing)
+                with model.training(*settings, largest=_largest(encoded, config.train.batch_size)), torch.enable_grad():
                     watched = Hooks(saver.watching(adapters, log), hooks.poll, hooks.should_stop, hooks.event)
                     loop.train(model, adapters, source, config, steps, watched, history)
         except LoomError as error:
@@ -138,6 +148,11 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
     report = (f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {sum(recent) / max(1, len(recent)):.4f}. "
               f"Saved as {saver.path.name}")
     return Result(saver.path, saver.lora, history, len(history), stopped, run, report)
+
+
+def _largest(encoded: Encoded, batch_size: int) -> tuple[int, ...]:
+    """(B, C, H/8, W/8) of the largest micro-batch that can come."""
+    return (min(batch_size, len(encoded)), *max((tuple(z.shape) for z in encoded.latents), key=math.prod))
 
 
 @dataclass

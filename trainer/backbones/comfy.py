@@ -148,20 +148,25 @@ class ComfyModel:
                 comfy.model_management.free_memory(1e30, patcher.load_device, keep_loaded=others)
         comfy.model_management.soft_empty_cache()
 
-    def load(self) -> None:
-        """Bring the base model to its device as far as it fits, with the LoRAs stacked on it in force."""
-        memory = self.patcher.memory_required([2, *self._latent_shape]) if self._latent_shape else 0
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+    def load(self, room: float = 0) -> None:
+        """Bring the base model to its device as far as it fits beside `room` bytes, with the LoRAs stacked on it in force."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
 
-    _latent_shape: tuple[int, ...] = ()
+    def _room(self, largest: tuple[int, ...], checkpointing: bool) -> float:
+        """Bytes that a step takes beside the weights. Ten times ComfyUI's own figure for sampling: bench/RESULTS.md has 6 to 10 on SD1.5."""
+        if not largest:
+            return 0
+        area = largest[0] * largest[-2] * largest[-1]
+        per_cell = 0.1 * 2**20 * self._dtype.itemsize * getattr(self.patcher.model, "memory_usage_factor", 1.0)
+        return area * per_cell / (3 if checkpointing else 1)
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool) -> Iterator[None]:
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
         manage = comfy.model_management
         if precision == "auto":
             precision = "bf16" if manage.should_use_bf16(self.device) and self.device.type != "cpu" else "fp32"
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.load()
+        self.load(self._room(largest, checkpointing))
         with ExitStack() as stack:
             if hasattr(manage, "in_training"):
                 stack.callback(setattr, manage, "in_training", manage.in_training)

@@ -96,7 +96,7 @@ class DiffusersModel:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool) -> Iterator[None]:
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
         self._dtype = _DTYPES[resolve(precision, str(self.device))]
         for part in self.modules(text_encoders).values():
             # adapters keep their fp32 masters: only the frozen weights follow the compute dtype

@@ -56,8 +56,9 @@ class TrainableModel(Protocol):
     def release_encoders(self, text_encoders: bool) -> None:
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""
 
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool) -> AbstractContextManager[None]:
-        """Everything that is changed for a run, undone on every way out."""
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = ()) -> AbstractContextManager[None]:
+        """Everything that is changed for a run, undone on every way out. `largest` is the shape (B, C, H/8, W/8) of the largest
+        micro-batch, for hosts that make room for it."""
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and integer timesteps (B,)."""

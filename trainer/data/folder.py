@@ -91,7 +91,7 @@ class Dataset:
             f"captions: {captioned} of {count} pictures, source: {self.caption_source}",
             f"trigger word: {self.trigger_word or 'none'}",
             f"sizes: {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high; trained at {self.resolution}, "
-            f"{'in buckets by aspect ratio' if self.buckets else 'cropped to squares'}{', flipped at random' if self.flip else ''}",
+            f"{'in buckets by aspect ratio' if self.buckets else 'cropped to squares'}{', each also mirrored' if self.flip else ''}",
         ] if self.pictures else [f"no pictures, from {home}"]
         if self.left_out:
             lines.append(f"left out: {len(self.left_out)}")
