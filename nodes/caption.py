@@ -40,7 +40,8 @@ class AutoCaption(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model) -> bool | str:
         try:
-            clip_tags.model_path(model or "", folders.clip_folders())
+            if model is not None:  # None where the input is a link
+                clip_tags.model_path(model, folders.clip_folders())
         except LoomError as error:
             return str(error)
         return True

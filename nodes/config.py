@@ -4,19 +4,22 @@ from __future__ import annotations
 from ..trainer import presets
 from ..trainer.config import ALGORITHMS, OPTIMIZERS, PRECISIONS, SAVE_DTYPES, SCHEDULERS, TARGETS, LoomConfig
 from ..trainer.errors import LoomError
-from . import events
+from . import events, folders
 from .schema import Config, io, output, schema, widget
 
 # widget name -> (part of LoomConfig, its field); the presets fill the same widgets
 FIELDS = {
-    "rank": ("adapter", "rank"), "alpha": ("adapter", "alpha"), "dropout": ("adapter", "dropout"), "algorithm": ("adapter", "algorithm"),
+    "rank": ("adapter", "rank"), "alpha": ("adapter", "alpha"), "dropout": ("adapter", "dropout"),
+    "module_dropout": ("adapter", "module_dropout"), "algorithm": ("adapter", "algorithm"),
     "targets": ("adapter", "targets"), "train_text_encoder": ("adapter", "train_text_encoder"), "text_encoder_lr": ("optim", "text_encoder_lr"),
     "optimizer": ("optim", "optimizer"), "scheduler": ("optim", "scheduler"), "warmup_steps": ("optim", "warmup_steps"), "cycles": ("optim", "cycles"),
     "weight_decay": ("optim", "weight_decay"), "max_grad_norm": ("optim", "max_grad_norm"), "min_snr_gamma": ("loss", "min_snr_gamma"),
-    "noise_offset": ("loss", "noise_offset"), "caption_dropout": ("loss", "caption_dropout"),
+    "noise_offset": ("loss", "noise_offset"), "caption_dropout": ("loss", "caption_dropout"), "preservation": ("loss", "preservation"),
     "gradient_accumulation_steps": ("train", "gradient_accumulation_steps"), "precision": ("train", "precision"),
     "gradient_checkpointing": ("train", "gradient_checkpointing"), "save_steps": ("output", "save_steps"), "save_dtype": ("output", "save_dtype"),
 }
+
+NONE = "none"
 
 
 def preset_widgets(name: str) -> dict:
@@ -43,11 +46,12 @@ class LoRAConfig(io.ComfyNode):
                 option(io.Int, "rank",
                        "Size of the LoRA: 4-8 for one object, 16-32 for a character or a style. Higher learns more, and more easily"
                        " by heart.", min=1, max=512),
-                option(io.Float, "alpha", "alpha / rank scales the LoRA. Equal to the rank is neutral.", min=0.001, max=4096.0, step=1.0),
+                option(io.Float, "alpha", "alpha / rank scales the LoRA. Equal to the rank is neutral.", min=0.1, max=4096.0, step=0.5, round=0.1),
                 option(io.Float, "dropout",
                        "Share of the LoRA's inputs switched off at random. 0.1 helps against learning by heart.", min=0.0, max=0.9, step=0.05),
                 option(io.Combo, "algorithm",
-                       "lora is fastest. dora also learns each layer's magnitude: closer to full training, slower.", options=list(ALGORITHMS)),
+                       "lora is fastest and works everywhere. dora also learns each layer's magnitude; rslora suits ranks above 64; loha and lokr are"
+                       " LyCORIS's, strong for styles in small files; oft turns the weights and keeps their lengths.", options=list(ALGORITHMS)),
                 option(io.Combo, "targets",
                        "Which layers learn. attention is light; attention+ff suits most; + conv for fine texture.", options=list(TARGETS)),
                 option(io.Boolean, "train_text_encoder",
@@ -59,24 +63,35 @@ class LoRAConfig(io.ComfyNode):
                        "Evens out the timesteps' loss; 5 is the usual value, 0 switches it off.", min=0.0, max=100.0, step=0.5),
                 option(io.Float, "caption_dropout",
                        "Share of captions left out, so that guidance keeps working. 0.05 is usual.", min=0.0, max=1.0, step=0.01),
+                option(io.Float, "preservation",
+                       "Keeps what the model makes of prompts without the trigger word: 1 is usual, 0 is off. Needs LoadDataset's trigger word; "
+                       "nearly doubles a step.", min=0.0, max=100.0, step=0.1),
+                widget(io.String, "preservation_words", default="", optional=True,
+                       tooltip="What stands for the trigger word in those prompts, with commas: woman, person. Empty: it is left out."),
                 option(io.Int, "gradient_accumulation_steps",
                        "Micro-batches a step: a larger batch without more memory, in more time.", min=1, max=1024),
                 option(io.Boolean, "gradient_checkpointing", "Far less memory for about a third more time. Turn it on when memory runs out."),
+                option(io.Float, "module_dropout",
+                       "Share of passes that leave a whole layer's LoRA out. 0.1 helps against learning by heart.",
+                       min=0.0, max=0.9, step=0.05, advanced=True),
                 option(io.Combo, "precision",
                        "auto: bf16 on GPUs, fp32 on the CPU. The LoRA itself is always fp32.", options=list(PRECISIONS), advanced=True),
                 option(io.Float, "text_encoder_lr",
-                       "Learning rate of the text encoder.", min=0.0, max=1.0, step=0.000001, round=False, advanced=True),
+                       "Learning rate of the text encoder.", min=0.0, max=1.0, step=0.0000001, round=0.0000001, advanced=True),
                 option(io.Int, "cycles", "Restarts of cosine_with_restarts.", min=1, max=1000, advanced=True),
-                option(io.Float, "weight_decay", "AdamW's weight decay.", min=0.0, max=10.0, step=0.01, advanced=True),
+                option(io.Float, "weight_decay", "AdamW's weight decay.", min=0.0, max=10.0, step=0.001, advanced=True),
                 option(io.Float, "max_grad_norm",
                        "Gradients longer than this are shortened to it; 0 switches it off.", min=0.0, max=1_000_000.0, step=0.1, advanced=True),
                 option(io.Float, "noise_offset",
-                       "Helps very dark and very bright pictures; 0.05 is usual, 0 is off.", min=0.0, max=1.0, step=0.01, advanced=True),
+                       "Helps very dark and very bright pictures; 0.05 is usual, 0 is off.", min=0.0, max=1.0, step=0.001, advanced=True),
                 option(io.Int, "save_steps",
                        "Save the LoRA every so many steps into the run's folder; 0: only at the end.", min=0, max=1_000_000, advanced=True),
                 option(io.Combo, "save_dtype", "Number format of the file.", options=list(SAVE_DTYPES), advanced=True),
                 widget(io.String, "target_modules", default="\n".join(d.adapter.target_modules), multiline=True, optional=True, advanced=True,
-                       tooltip="For experts: regular expressions over diffusers' layer names, one a line, instead of targets. Example: attn2\\.to_(k|v)$"),
+                       tooltip="For experts: regular expressions over diffusers' layer names, one a line, instead of targets. "
+                               "Example: attn2\\.to_(k|v)$ rank=32 learning_rate=5e-5"),
+                widget(io.Combo, "init_lora", options=[NONE, *folders.lora_names()], default=NONE, optional=True, advanced=True,
+                       tooltip="Go on from this LoRA instead of a new one: kohya's, diffusers', ComfyUI's and LyCORIS's files are read."),
             ],
             outputs=[output(Config, "config")],
             hidden=[io.Hidden.unique_id],
@@ -85,13 +100,14 @@ class LoRAConfig(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, preset) -> bool | str:
         try:
-            presets.load(preset)
+            if preset is not None:  # None where the input is a link
+                presets.load(preset)
         except LoomError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, preset, target_modules="", **values) -> io.NodeOutput:
+    def execute(cls, preset, target_modules="", init_lora=NONE, preservation_words="", **values) -> io.NodeOutput:
         given: dict[str, dict] = {}
         for name, value in values.items():
             if value is not None:
@@ -100,6 +116,11 @@ class LoRAConfig(io.ComfyNode):
         patterns = [line.strip() for line in (target_modules or "").splitlines() if line.strip()]
         if patterns:
             given.setdefault("adapter", {})["target_modules"] = patterns
+        words = [word.strip() for word in (preservation_words or "").split(",") if word.strip()]
+        if words:
+            given.setdefault("loss", {})["preservation_words"] = words
+        if init_lora not in (None, NONE):
+            given.setdefault("adapter", {})["init_lora"] = init_lora
         config = presets.merge(presets.load(preset), given)
         a = config.adapter
         events.show(cls.hidden.unique_id, f"{a.algorithm} rank {a.rank} alpha {a.alpha:g} on {', '.join(a.target_modules) or a.targets}, "

@@ -50,7 +50,8 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder) -> bool | str:
         try:
-            folders.dataset(folder)
+            if folder is not None:  # None where the input is a link
+                folders.dataset(folder)
         except LoomError as error:
             return str(error)
         return True

@@ -50,6 +50,20 @@ def loras() -> Path:
     return Path(own if own in known or not known else known[0])
 
 
+def lora(name: str) -> Path | None:
+    """The LoRA file of that name in a registered loras folder, None for "". LoomError where it is missing."""
+    if not name:
+        return None
+    found = folder_paths.get_full_path("loras", name)
+    if found is None:
+        raise LoomError(f"init_lora {name!r} is not there: LoRAConfig.init_lora takes a file from ComfyUI's loras folders; copy it there, or choose none")
+    return Path(found)
+
+
+def lora_names() -> list[str]:
+    return folder_paths.get_filename_list("loras")
+
+
 def runs() -> Path:
     return Path(folder_paths.get_output_directory(), "lora_loom")
 
@@ -83,8 +97,9 @@ def dataset(name: str) -> Path:
             continue
         path = os.path.realpath(root / name[len(prefix):])
         base = os.path.realpath(root)
-        if path != base and os.path.commonpath([base, path]) == base and os.path.isdir(path):
-            return Path(path)
+        with contextlib.suppress(ValueError):  # two drives of Windows have no common path
+            if path != base and os.path.commonpath([base, path]) == base and os.path.isdir(path):
+                return Path(path)
     raise LoomError(f"folder {name!r} is not there: {rule}; copy it there, or choose another")
 
 

@@ -22,7 +22,7 @@ class TrainLoRA(io.ComfyNode):
                 widget(io.Int, "steps", default=train.steps, min=0, max=1_000_000,
                        tooltip="Optimizer steps. 1500-3000 suit 10-30 pictures. 0: count by epochs."),
                 widget(io.Int, "epochs", default=train.epochs, min=0, max=100_000, tooltip="Used where steps is 0: how often all pictures are seen."),
-                widget(io.Float, "learning_rate", default=optim.learning_rate, min=0.00000001, max=1.0, step=0.00001, round=False,
+                widget(io.Float, "learning_rate", default=optim.learning_rate, min=0.0000001, max=1.0, step=0.0000001, round=0.0000001,
                        tooltip="1e-4 suits most. Too high: noise and burnt colours. Too low: nothing is learned."),
                 widget(io.Int, "batch_size", default=train.batch_size, min=1, max=256,
                        tooltip="Pictures at once. More is steadier and needs more memory."),
@@ -51,7 +51,8 @@ class TrainLoRA(io.ComfyNode):
         config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
                                 optim={"learning_rate": learning_rate}, output={"name": name})
         base = ComfyModel(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
-        result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id))
+        result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id),
+                           init_lora=folders.lora(config.adapter.init_lora))
         events.show(cls.hidden.unique_id, result.report)
         trained, trained_clip = base.with_lora(result.lora)
         return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path))

@@ -12,13 +12,14 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
-from lora_loom.trainer.adapters import Adapter, adapted, eject, select
+from lora_loom.trainer import optim
+from lora_loom.trainer.adapters import Adapter, adapted, eject, select, size
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.diffusers_load import Parts
 from lora_loom.trainer.backbones.protocol import Batch, Conditioning
-from lora_loom.trainer.config import TARGETS, AdapterConfig
+from lora_loom.trainer.config import ALGORITHMS, TARGETS, AdapterConfig, OptimConfig
 from lora_loom.trainer.errors import LoomError
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import LoraLayer
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -44,9 +45,10 @@ def fill(adapters: list[Adapter]) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for adapter in adapters:
-            adapter.up.weight.copy_(torch.randn(adapter.up.weight.shape, generator=generator) * 0.05)
-            if adapter.magnitude is not None:
-                adapter.magnitude.mul_(1 + 0.1 * torch.rand(adapter.magnitude.shape, generator=generator))
+            adapter.named()["lora_up.weight"].copy_(torch.randn(adapter.named()["lora_up.weight"].shape, generator=generator) * 0.05)
+            adapter.settle()
+            if "dora_scale" in adapter.named():
+                adapter.named()["dora_scale"].mul_(1 + 0.1 * torch.rand(adapter.named()["dora_scale"].shape, generator=generator))
 
 
 def reference(root: torch.nn.Module, names: dict[str, str], config: AdapterConfig, adapters: list[Adapter]) -> dict[str, LoraLayer]:
@@ -58,10 +60,10 @@ def reference(root: torch.nn.Module, names: dict[str, str], config: AdapterConfi
     for adapter in adapters:
         theirs = found[adapter.key]
         with torch.no_grad():
-            theirs.lora_A["default"].weight.copy_(adapter.down.weight)
-            theirs.lora_B["default"].weight.copy_(adapter.up.weight)
-            if adapter.magnitude is not None:
-                theirs.lora_magnitude_vector["default"].weight.copy_(adapter.magnitude)
+            theirs.lora_A["default"].weight.copy_(adapter.named()["lora_down.weight"])
+            theirs.lora_B["default"].weight.copy_(adapter.named()["lora_up.weight"])
+            if "dora_scale" in adapter.named():
+                theirs.lora_magnitude_vector["default"].weight.copy_(adapter.named()["dora_scale"].reshape(theirs.lora_magnitude_vector["default"].weight.shape))
     return found
 
 
@@ -83,11 +85,11 @@ def test_equal_to_peft_forward_and_backward(model: backbone.DiffusersModel, algo
         expected.square().mean().backward()
         for adapter in adapters:
             layer = theirs[adapter.key]
-            pairs = [(adapter.down.weight, layer.lora_A["default"].weight), (adapter.up.weight, layer.lora_B["default"].weight)]
+            pairs = [(adapter.named()["lora_down.weight"], layer.lora_A["default"].weight), (adapter.named()["lora_up.weight"], layer.lora_B["default"].weight)]
             if algorithm == "dora":
-                pairs.append((adapter.magnitude, layer.lora_magnitude_vector["default"].weight))
+                pairs.append((adapter.named()["dora_scale"], layer.lora_magnitude_vector["default"].weight))
             for mine, their in pairs:
-                torch.testing.assert_close(mine.grad, their.grad, rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(mine.grad, their.grad.reshape(mine.grad.shape), rtol=1e-5, atol=1e-6)
                 assert mine.grad.abs().max() > 0
         assert len(pairs) == (3 if algorithm == "dora" else 2) == len(adapters[0].parameters())
 
@@ -108,8 +110,8 @@ def test_equal_to_peft_in_the_text_encoder(model: backbone.DiffusersModel, algor
         ours.square().mean().backward()
         expected.square().mean().backward()
         for adapter in text:
-            torch.testing.assert_close(adapter.up.weight.grad, theirs[adapter.key].lora_B["default"].weight.grad, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(adapter.down.weight.grad, theirs[adapter.key].lora_A["default"].weight.grad, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(adapter.named()["lora_up.weight"].grad, theirs[adapter.key].lora_B["default"].weight.grad, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(adapter.named()["lora_down.weight"].grad, theirs[adapter.key].lora_A["default"].weight.grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(1, 1.0), (4, 1.0), (4, 16.0), (8, 0.5)])
@@ -120,7 +122,7 @@ def test_scale_is_alpha_over_rank(model: backbone.DiffusersModel, rank: int, alp
         fill([adapter])
         base = adapter.layer.get_base_layer()
         x = torch.randn(5, base.in_features, generator=torch.Generator().manual_seed(0))
-        expected = x @ base.weight.T + base.bias + alpha / rank * (x @ adapter.down.weight.T @ adapter.up.weight.T)
+        expected = x @ base.weight.T + base.bias + alpha / rank * (x @ adapter.named()["lora_down.weight"].T @ adapter.named()["lora_up.weight"].T)
         torch.testing.assert_close(adapter.layer(x), expected, rtol=0, atol=1e-6)
 
 
@@ -137,7 +139,7 @@ def test_first_values_depend_on_seed_and_name_alone(model: backbone.DiffusersMod
     """A is PEFT's Kaiming-uniform with a = √5: uniform between ±1/√fan_in."""
     def start(seed: int, **config: object) -> dict[str, torch.Tensor]:
         with adapted(model, AdapterConfig(rank=16, **config), seed) as adapters:
-            return {a.key: a.down.weight.detach().clone() for a in adapters}
+            return {a.key: a.named()["lora_down.weight"].detach().clone() for a in adapters}
 
     first, again, other, wider = start(1), start(1), start(2), start(1, targets="all linear+conv")
     assert len(first) == 32  # 4 transformer blocks x 2 attentions x 4
@@ -249,6 +251,171 @@ def test_bf16_compute_keeps_fp32_masters(algorithm: str) -> None:
     exact, low = gradients["fp32"], gradients["bf16"]
     assert ((low - exact).norm() / exact.norm()).item() < 0.03
     assert 0 < (low - exact).norm()  # the computation was really in bf16
+
+
+# ---------------------------------------------------------------- LoHa, LoKr, OFT, rsLoRA
+
+def filled(adapters: list[Adapter]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for adapter in adapters:
+            for parameter in adapter.named().values():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            adapter.settle()
+
+
+@pytest.mark.parametrize("patterns", [LINEAR, CONV], ids=["linear", "conv"])
+@pytest.mark.parametrize(("algorithm", "kind", "rank"), [("loha", LoHaConfig, 3), ("lokr", LoKrConfig, 2), ("lokr", LoKrConfig, 64)])
+def test_lycoris_equals_peft(model: backbone.DiffusersModel, algorithm: str, kind: type, rank: int, patterns: tuple[str, ...]) -> None:
+    """The same numbers as PEFT's layers, which build the whole difference of the weights."""
+    config = AdapterConfig(algorithm=algorithm, rank=rank, alpha=5.0, target_modules=patterns)
+    names = select(model, config)["lora_unet"]
+    plain = copy.deepcopy(model.unet)
+    inject_adapter_in_model(kind(r=rank, alpha=5.0, target_modules=list(names)), plain)
+    noisy, timesteps, batch = inputs()
+    with adapted(model, config, seed=1) as adapters, model.training("fp32", False, False), torch.enable_grad():
+        filled(adapters)
+        theirs = {names[own]: m for own, m in plain.named_modules() if own in names}
+        for adapter in adapters:
+            for name, parameter in adapter.named().items():
+                getattr(theirs[adapter.key], name)["default"].data.copy_(parameter.data)
+        ours = model.predict(noisy, timesteps, batch, batch.conditioning)
+        expected = plain.eval()(noisy, timesteps, encoder_hidden_states=torch.cat([c.context for c in batch.conditioning])).sample
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        ours.square().mean().backward()
+        expected.square().mean().backward()
+        for adapter in adapters:
+            for name, parameter in adapter.named().items():
+                other = getattr(theirs[adapter.key], name)["default"].grad
+                assert (parameter.grad - other).norm() <= 1e-3 * other.norm() + 1e-7
+
+
+def test_oft_turns_the_rows_of_the_weight(model: backbone.DiffusersModel) -> None:
+    for pattern in (r"down_blocks\.0.*attn1\.to_out\.0$", r"down_blocks\.0\.resnets\.0\.conv1$"):
+        with adapted(model, AdapterConfig(algorithm="oft", rank=8, target_modules=(pattern,)), seed=0) as [adapter], torch.no_grad():
+            filled([adapter])
+            base, blocks = adapter.layer.get_base_layer(), adapter.named()["oft_blocks"]
+            assert blocks.shape == (8, 8, 8)
+            q = blocks - blocks.transpose(1, 2)
+            eye = torch.eye(8)
+            turn = torch.block_diag(*((eye + q) @ torch.linalg.inv(eye - q)))
+            assert torch.allclose(turn @ turn.T, torch.eye(64), atol=1e-5)
+            weight = (turn.T @ base.weight.flatten(1)).reshape(base.weight.shape)  # out[m] = sum over n of R[n, m] W[n]
+            conv = isinstance(base, torch.nn.Conv2d)
+            x = torch.randn((2, base.in_channels, 8, 8) if conv else (5, base.in_features), generator=torch.Generator().manual_seed(0))
+            expected = torch.nn.functional.conv2d(x, weight, base.bias, padding=1) if conv else torch.nn.functional.linear(x, weight, base.bias)
+            torch.testing.assert_close(adapter.layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("patterns", [LINEAR, CONV], ids=["linear", "conv"])
+def test_doras_directions_keep_the_length_of_the_weights_rows(model: backbone.DiffusersModel, patterns: tuple[str, ...]) -> None:
+    """So that PEFT, which divides by |W + sBA|, and ComfyUI, which divides by |W|, say the same."""
+    config = AdapterConfig(algorithm="dora", rank=3, alpha=2.0, target_modules=patterns)
+    with adapted(model, config, seed=1) as adapters, torch.no_grad():
+        filled(adapters)
+        for adapter in adapters:
+            weight, mine = adapter.layer.get_base_layer().weight.flatten(1), adapter.named()
+            low = 2 / 3 * mine["lora_up.weight"].flatten(1) @ mine["lora_down.weight"].flatten(1)
+            assert low.norm() > 0.01 * weight.norm()
+            torch.testing.assert_close((weight + low).norm(dim=1), weight.norm(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_rslora_divides_by_the_root_of_the_rank(model: backbone.DiffusersModel) -> None:
+    config = AdapterConfig(algorithm="rslora", rank=9, alpha=6.0, target_modules=(r"down_blocks\.0.*attn1\.to_q$",))
+    with adapted(model, config, seed=0) as [adapter], torch.no_grad():
+        fill([adapter])
+        base, mine = adapter.layer.get_base_layer(), adapter.named()
+        x = torch.randn(5, base.in_features, generator=torch.Generator().manual_seed(0))
+        expected = x @ base.weight.T + 6 / 3 * (x @ mine["lora_down.weight"].T @ mine["lora_up.weight"].T)
+        torch.testing.assert_close(adapter.layer(x), expected, rtol=0, atol=1e-5)
+        assert adapter.tensors()["alpha"].item() / 9 == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("algorithm", ["loha", "lokr", "oft", "rslora"])
+def test_new_adapters_of_every_kind_change_nothing_yet(model: backbone.DiffusersModel, algorithm: str) -> None:
+    noisy, timesteps, batch = inputs()
+    with torch.no_grad():
+        before = model.predict(noisy, timesteps, batch, batch.conditioning)
+        with adapted(model, AdapterConfig(algorithm=algorithm, targets="all linear+conv"), seed=0):
+            torch.testing.assert_close(model.predict(noisy, timesteps, batch, batch.conditioning), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_count_of_values_is_that_of_the_tensors(model: backbone.DiffusersModel, algorithm: str) -> None:
+    for rank in (2, 8, 32):
+        config = AdapterConfig(algorithm=algorithm, rank=rank, targets="all linear+conv")
+        layers, values = size(model, config)
+        with adapted(model, config, seed=0) as adapters:
+            held = sum(p.numel() for a in adapters for p in a.parameters())
+            assert layers == len(adapters) and held <= values <= 1.2 * held
+
+
+def test_patterns_set_ranks_and_rates(model: backbone.DiffusersModel) -> None:
+    config = AdapterConfig(rank=4, alpha=4.0, target_modules=(r"attn2\.to_k$ rank=8 learning_rate=5e-3", r"attn2\.to_[kv]$", r"attn1\.to_q$ alpha=2"))
+    config.validate()
+    noisy, timesteps, batch = inputs()
+    with adapted(model, config, seed=0) as adapters, torch.no_grad():
+        seen = {(a.key.rsplit("_", 2)[-2] + "_" + a.key.rsplit("_", 1)[-1], a.config.rank, a.config.alpha, a.learning_rate) for a in adapters}
+        assert {s[1:] for s in seen if s[0].endswith("_k")} == {(8, 4.0, 5e-3)}
+        assert {s[1:] for s in seen if s[0].endswith("_v")} == {(4, 4.0, None)}
+        assert {s[1:] for s in seen if s[0].endswith("_q")} == {(4, 2.0, None)}
+        for adapter in adapters:
+            assert adapter.named()["lora_down.weight"].shape[0] == adapter.config.rank
+            assert adapter.tensors()["alpha"].item() == adapter.config.alpha
+            assert adapter.layer.scaling["default"] == adapter.config.alpha / adapter.config.rank
+        optimizer, _ = optim.build(adapters, OptimConfig(learning_rate=1e-3), 10)
+        assert [g["lr"] for g in optimizer.param_groups] == [1e-3, 5e-3]
+        assert sum(len(g["params"]) for g in optimizer.param_groups) == sum(len(a.parameters()) for a in adapters)
+        model.predict(noisy, timesteps, batch, batch.conditioning)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("to_k rank=0", ("rank 0 is below 1",)), ("to_k rank=x", ("rank of the pattern 'to_k' is 'x'", "whole number")), ("to_k fast", ("'fast' behind 'to_k'", "rank=")),
+    ("to_k learning_rate=2", ("learning_rate 2 is above 1",)), (" ", ("empty pattern",)),
+])
+def test_bad_settings_of_patterns(text: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(LoomError) as error:
+        AdapterConfig(target_modules=(text,)).validate()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_is_saved_can_be_gone_on_from(model: backbone.DiffusersModel, algorithm: str) -> None:
+    """Also with another alpha, and for LoRA with a larger rank: the model says the same."""
+    noisy, timesteps, batch = inputs()
+    target = (r"attn2", r"conv1$")
+    for first, second in (((4, 4.0), (4, 1.0)), ((4, 2.0), (4, 4.0)), *([((4, 4.0), (6, 3.0))] if "lora" in algorithm or algorithm == "dora" else [])):
+        with torch.no_grad():
+            with adapted(model, AdapterConfig(algorithm=algorithm, rank=first[0], alpha=first[1], target_modules=target), seed=0) as adapters:
+                filled(adapters)
+                saved = {a.key: {k: v.clone() for k, v in a.tensors().items()} for a in adapters}
+                wanted = model.predict(noisy, timesteps, batch, batch.conditioning)
+            with adapted(model, AdapterConfig(algorithm=algorithm, rank=second[0], alpha=second[1], target_modules=target), seed=5) as adapters:
+                for adapter in adapters:
+                    adapter.load(saved[adapter.key])
+                torch.testing.assert_close(model.predict(noisy, timesteps, batch, batch.conditioning), wanted, rtol=1e-4, atol=1e-4)
+    with adapted(model, AdapterConfig(algorithm=algorithm, rank=2, target_modules=target), seed=5) as adapters:
+        with pytest.raises(LoomError, match="rank 2 is below init_lora's 4|init_lora has"):
+            for adapter in adapters:
+                adapter.load(saved[adapter.key])
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora", "loha", "lokr"])
+def test_module_dropout_leaves_whole_adapters_out(model: backbone.DiffusersModel, algorithm: str) -> None:
+    config = AdapterConfig(algorithm=algorithm, rank=4, module_dropout=0.5, target_modules=(r"down_blocks\.0.*attn1\.to_q$",))
+    with adapted(model, config, seed=1) as [adapter], torch.no_grad():
+        filled([adapter])
+        base = adapter.layer.get_base_layer()
+        x = torch.randn(5, base.in_features, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        changed = [not torch.allclose(adapter.layer(x), base(x) if algorithm != "dora" else _rescaled(adapter, x), atol=1e-6) for _ in range(60)]
+        assert 15 < sum(changed) < 45
+
+
+def _rescaled(adapter: Adapter, x: torch.Tensor) -> torch.Tensor:
+    """DoRA's layer whose low-rank branch is left out: only the magnitudes act."""
+    base, mine = adapter.layer.get_base_layer(), adapter.named()
+    return x @ base.weight.T * (mine["dora_scale"] / base.weight.norm(dim=1))
 
 
 def test_dropout_works_though_the_base_is_in_eval_mode(model: backbone.DiffusersModel) -> None:

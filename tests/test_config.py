@@ -6,11 +6,11 @@ from lora_loom.trainer.config import LoomConfig, OutputConfig, TrainConfig, chec
 from lora_loom.trainer.errors import LoomError
 
 CHANGED = LoomConfig().replace(
-    adapter={"algorithm": "dora", "rank": 3, "alpha": 1.5, "dropout": 0.25, "targets": "all linear", "target_modules": ("a$", "b"),
+    adapter={"algorithm": "dora", "rank": 3, "alpha": 1.5, "dropout": 0.25, "module_dropout": 0.125, "init_lora": "old.safetensors", "targets": "all linear", "target_modules": ("a$", "b"),
              "train_text_encoder": True},
     optim={"learning_rate": 3e-4, "text_encoder_lr": 2e-6, "scheduler": "cosine_with_restarts", "warmup_steps": 7, "cycles": 2,
            "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.95, "max_grad_norm": 0.0},
-    loss={"min_snr_gamma": 0.0, "noise_offset": 0.1, "caption_dropout": 0.5},
+    loss={"min_snr_gamma": 0.0, "noise_offset": 0.1, "caption_dropout": 0.5, "preservation": 2.0, "preservation_words": ("dog", "cat")},
     train={"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "bf16",
            "gradient_checkpointing": True, "seed": 2**64 - 1},
     output={"name": "织机 v1.0", "save_steps": 10, "save_dtype": "fp32"},
@@ -43,7 +43,7 @@ def test_configs_are_frozen():
 
 
 @pytest.mark.parametrize("part, name, value, rule", [
-    ("adapter", "algorithm", "lor", "one of lora, dora; did you mean 'lora'?"),
+    ("adapter", "algorithm", "lor", "one of lora, dora, rslora, loha, lokr, oft; did you mean 'lora'?"),
     ("adapter", "rank", 0, "below 1: LoRAConfig.rank takes 1 to 512"),
     ("adapter", "rank", 513, "above 512: LoRAConfig.rank takes 1 to 512"),
     ("adapter", "rank", True, "not a number"),

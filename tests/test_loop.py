@@ -140,7 +140,7 @@ def by_hand(model: backbone.DiffusersModel, dataset: Dataset, config: LoomConfig
                     p.grad *= min(1.0, config.optim.max_grad_norm / (norms[-1] + 1e-6))
             optimizer.step()
             losses.append(loss.item())
-        return {f"{a.key}.lora_up.weight": a.up.weight.detach().clone() for a in adapters}, losses, norms
+        return {f"{a.key}.lora_up.weight": a.named()["lora_up.weight"].detach().clone() for a in adapters}, losses, norms
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1e-4])
@@ -170,9 +170,9 @@ def test_accumulated_gradients_equal_one_large_batch(model: backbone.DiffusersMo
     for batch_size, accumulation in ((1, 4), (4, 1)):
         config = CONFIG.replace(train={"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "steps": 1})
         with adapted(model, config.adapter, 0) as adapters:
-            total = {a.key: torch.zeros_like(a.up.weight) for a in adapters}
+            total = {a.key: torch.zeros_like(a.named()["lora_up.weight"]) for a in adapters}
             for a in adapters:
-                a.up.weight.register_hook(lambda grad, sum_=total[a.key]: sum_.add_(grad))
+                a.named()["lora_up.weight"].register_hook(lambda grad, sum_=total[a.key]: sum_.add_(grad))
             drawn: list[torch.Tensor] = []
             original = loop._noise
             try:  # noise of zero: what differs between the two is then only how rows are grouped

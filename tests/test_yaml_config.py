@@ -20,6 +20,8 @@ base_model: model.safetensors
 lora_rank: 8
 lora_alpha: 4
 lora_dropout: 0.1
+module_dropout: 0.2
+init_lora: old.safetensors
 algorithm: dora
 lora_target_modules: attention+ff
 train_text_encoder: yes
@@ -33,6 +35,8 @@ max_grad_norm: 0.5
 min_snr_gamma: 4
 noise_offset: 0.03
 caption_dropout: 0.2
+preservation: 1.5
+preservation_words: [mug, cup]
 epochs: 7
 batch_size: 2
 gradient_accumulation_steps: 3
@@ -62,6 +66,7 @@ def folder(tmp_path):
     (tmp_path / "captions").mkdir()
     (tmp_path / "captions" / "metadata.csv").write_text("filename,prompt\n", encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(checkpoint(768))
+    (tmp_path / "old.safetensors").touch()
     return tmp_path
 
 
@@ -91,11 +96,11 @@ def test_every_key_arrives(folder):
     assert job.dataset == {"resolution": 768, "min_size": 256, "caption_source": "metadata", "trigger_word": "织机",
                            "repeats": 5, "flip": True, "buckets": False}
     assert job.config.to_dict() == {
-        "adapter": {"algorithm": "dora", "rank": 8, "alpha": 4.0, "dropout": 0.1, "targets": "attention+ff", "target_modules": [],
-                    "train_text_encoder": True},
+        "adapter": {"algorithm": "dora", "rank": 8, "alpha": 4.0, "dropout": 0.1, "module_dropout": 0.2, "targets": "attention+ff", "target_modules": [],
+                    "train_text_encoder": True, "init_lora": str(folder / "old.safetensors")},
         "optim": {"optimizer": "adamw", "learning_rate": 2e-4, "text_encoder_lr": 3e-5, "scheduler": "cosine", "warmup_steps": 10,
                   "cycles": 1, "weight_decay": 0.02, "beta1": 0.9, "beta2": 0.999, "max_grad_norm": 0.5},
-        "loss": {"min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2},
+        "loss": {"min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2, "preservation": 1.5, "preservation_words": ["mug", "cup"]},
         "train": {"steps": 0, "epochs": 7, "batch_size": 2, "gradient_accumulation_steps": 3, "precision": "bf16",
                   "gradient_checkpointing": True, "seed": 42},
         "output": {"name": "my_织机", "save_steps": 50, "save_dtype": "bf16"},
@@ -189,7 +194,7 @@ def test_mixed_precision(folder, written, meant):
     ("train_text_encoder: maybe", ["train_text_encoder 'maybe'", "true or false"]),
     ("optimizer: AdamW8bit", ["optimizer 'AdamW8bit'", "one of adamw", "did you mean 'adamw'"]),
     ("scheduler: cosin", ["scheduler 'cosin'", "did you mean 'cosine'"]),
-    ("algorithm: lokr", ["algorithm 'lokr'", "lora, dora"]),
+    ("algorithm: locon", ["algorithm 'locon'", "lora, dora"]),
     ("mixed_precision: fp16", ["mixed_precision 'fp16'", "bf16"]),
     ("save_precision: int8", ["save_precision 'int8'", "fp16, bf16, fp32"]),
     ("task_type: text-generation", ["task_type 'text-generation'", "text-to-image"]),

@@ -1,78 +1,79 @@
-"""Low-rank adapters by PEFT, put into a model's own module tree for the length of a run and taken out again.
+"""Adapters put into a model's own module tree for the length of a run and taken out again.
 
 Names, not module order, decide their first values, so that both backbones start from the same LoRA.
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora.layer import LoraLayer
+from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
+from .adapter_kinds import KINDS, NAME, OutputOFT
 from .backbones.families import TEXT_TARGETS
 from .backbones.protocol import TrainableModel
-from .config import AdapterConfig
+from .config import AdapterConfig, parse_target
 from .errors import LoomError
-
-_ADAPTER = "default"
-
-
-class _MasterLinear(torch.nn.Linear):
-    """fp32 master weights that compute in their input's dtype: no fp32 copy of the activations is kept."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
-
-
-class _MasterConv2d(torch.nn.Conv2d):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), self.bias)
 
 
 @dataclass
 class Adapter:
-    """One adapted layer: its kohya key ("lora_unet_down_blocks_0_…") and PEFT's layer around the base one."""
+    """One adapted layer: its key in files ("lora_unet_down_blocks_0_…"), the layer around the base one, and its own settings."""
 
     key: str
-    layer: LoraLayer
+    layer: BaseTunerLayer
+    config: AdapterConfig
+    learning_rate: float | None = None  # where a pattern sets one of its own
 
-    @property
-    def down(self) -> torch.nn.Module:
-        return self.layer.lora_A[_ADAPTER]
-
-    @property
-    def up(self) -> torch.nn.Module:
-        return self.layer.lora_B[_ADAPTER]
-
-    @property
-    def magnitude(self) -> torch.nn.Parameter | None:
-        """DoRA's magnitude (out, …), where there is one (Liu et al. 2024, arXiv:2402.09353)."""
-        found = self.layer.lora_magnitude_vector
-        return found[_ADAPTER].weight if _ADAPTER in found else None
+    def named(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by suffix: lora_down.weight (r, in, …), lora_up.weight (out, r, …), dora_scale, hada_w1_a …"""
+        return KINDS[self.config.algorithm].named(self.layer)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        found = [self.down.weight, self.up.weight]
-        return found if self.magnitude is None else [*found, self.magnitude]
+        return list(self.named().values())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What its part of a file holds, by suffix, scaled as readers expect it."""
+        return KINDS[self.config.algorithm].tensors(self.layer, self.config)
+
+    def settle(self) -> None:
+        """What the algorithm demands after every optimizer step."""
+        KINDS[self.config.algorithm].settle(self.layer)
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from another file's tensors (see runs/lora_names.py). LoomError where they do not fit."""
+        mine = self.named()
+        needed = [name for name in mine if name != "dora_scale"]
+        missing = [name for name in needed if name not in tensors]
+        if missing:
+            raise LoomError(f"init_lora has {', '.join(sorted(tensors))} for {self.key}, {self.config.algorithm} needs {', '.join(needed)}: "
+                            "choose the algorithm and rank that the file was trained with")
+        if "lora_down.weight" in tensors and tensors["lora_down.weight"].shape[0] > self.config.rank:
+            rank = tensors["lora_down.weight"].shape[0]
+            raise LoomError(f"rank {self.config.rank} is below init_lora's {rank} at {self.key}: set LoRAConfig.rank to {rank} or more")
+        try:
+            KINDS[self.config.algorithm].load(self.layer, self.config, tensors)
+        except RuntimeError as error:
+            shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+            raise LoomError(f"init_lora has {shapes} for {self.key}, the run has {({k: tuple(v.shape) for k, v in mine.items()})}: "
+                            "choose the algorithm and rank that the file was trained with, and a LoRA of this model's family") from error
 
 
 def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, str]]:
     """{kohya prefix: {own module path: kohya key}} of the layers that the configuration asks for."""
     selected: dict[str, dict[str, str]] = {}
     for prefix, root in model.modules(config.train_text_encoder).items():
-        if prefix == "lora_unet":
-            patterns = config.target_modules or model.family.targets[config.targets]
-        else:
-            patterns = TEXT_TARGETS
         try:
-            wanted = [re.compile(p) for p in patterns]
+            wanted = [re.compile(p) for p in _patterns(model, config, prefix)]
         except re.error as error:
-            raise LoomError(f"target_modules {list(patterns)} holds an invalid pattern ({error}): "
+            raise LoomError(f"target_modules {list(config.target_modules)} holds an invalid pattern ({error}): "
                             "use regular expressions over diffusers' layer names, such as attn2\\.to_k$") from error
         names = model.layer_names(prefix)
         layers = {own: m for own, m in root.named_modules() if own in names and isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
@@ -83,65 +84,109 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
     return selected
 
 
+def _patterns(model: TrainableModel, config: AdapterConfig, prefix: str) -> tuple[str, ...]:
+    if prefix != "lora_unet":
+        return TEXT_TARGETS
+    return tuple(parse_target(t).pattern for t in config.target_modules) or model.family.targets[config.targets]
+
+
+def _own_config(config: AdapterConfig, name: str, prefix: str) -> tuple[AdapterConfig, float | None]:
+    """The settings of the layer of that diffusers name: those of the first pattern that fits it go before the general ones."""
+    if prefix == "lora_unet":
+        for target in map(parse_target, config.target_modules):
+            if re.search(target.pattern, name):
+                own = {k: v for k, v in (("rank", target.rank), ("alpha", target.alpha)) if v is not None}
+                return dataclasses.replace(config, **own), target.learning_rate
+    return config, None
+
+
+def size(model: TrainableModel, config: AdapterConfig) -> tuple[int, int]:
+    """(layers, trained values) that the configuration asks for; nothing is allocated."""
+    roots, layers, values = model.modules(config.train_text_encoder), 0, 0
+    for prefix, chosen in select(model, config).items():
+        names = model.layer_names(prefix)
+        for own in chosen:
+            own_config = _own_config(config, names[own], prefix)[0]
+            values += KINDS[config.algorithm].count(tuple(roots[prefix].get_submodule(own).weight.shape), own_config.rank)
+            layers += 1
+    return layers, values
+
+
 @contextmanager
 def adapted(model: TrainableModel, config: AdapterConfig, seed: int) -> Iterator[list[Adapter]]:
     """The adapters, live in the model's tree inside, gone after it; the base layers are the same objects before and after."""
     chosen = select(model, config)
     roots = model.modules(config.train_text_encoder)
     try:
-        adapters = [a for prefix, layers in chosen.items() for a in _inject(roots[prefix], layers, config, seed, model.device_of(prefix))]
-        yield sorted(adapters, key=lambda a: a.key)
+        found: list[Adapter] = []
+        for prefix, layers in chosen.items():
+            names, groups = model.layer_names(prefix), {}
+            for own, key in layers.items():
+                groups.setdefault(_own_config(config, names[own], prefix), {})[own] = key
+            for (own_config, rate), part in groups.items():
+                found += _inject(model, prefix, part, own_config, rate)
+        for adapter in found:
+            _initialise(adapter, seed)
+        yield sorted(found, key=lambda a: a.key)
     finally:
         for root in roots.values():
             eject(root)
 
 
-def _inject(root: torch.nn.Module, layers: dict[str, str], config: AdapterConfig, seed: int, device: torch.device) -> list[Adapter]:
-    if not layers:
-        return []
-    peft = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, use_dora=config.algorithm == "dora",
-        target_modules="(" + "|".join(re.escape(own) for own in layers) + ")", init_lora_weights=True)
-    with torch.no_grad():
-        inject_adapter_in_model(peft, root, _ADAPTER)
+def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: AdapterConfig, rate: float | None) -> list[Adapter]:
+    kind, root, device = KINDS[config.algorithm], model.modules(config.train_text_encoder)[prefix], model.device_of(prefix)
+    if config.algorithm == "oft":
+        for own in layers:
+            parent, _, name = own.rpartition(".")
+            setattr(root.get_submodule(parent), name, OutputOFT(root.get_submodule(own), config))
+    elif layers:
+        root.__dict__.pop("peft_config", None)  # of the group before this one
+        with torch.no_grad():
+            inject_adapter_in_model(kind.configure(config, "(" + "|".join(re.escape(own) for own in layers) + ")"), root, NAME)
     found = []
-    for own, module in list(root.named_modules()):
-        if isinstance(module, LoraLayer):
-            adapter = Adapter(layers[own], module)
-            module.cast_input_dtype_enabled = False
-            for part in (adapter.down, adapter.up):
-                part.to(device=device, dtype=torch.float32)
-                part.__class__ = _MasterLinear if isinstance(part, torch.nn.Linear) else _MasterConv2d
-            _initialise(adapter, seed)
-            if adapter.magnitude is not None:
-                adapter.magnitude.data = adapter.magnitude.data.to(device=device, dtype=torch.float32)
-            for dropout in module.lora_dropout.values():
-                dropout.train()
-            for parameter in adapter.parameters():
-                parameter.requires_grad_(True)
-            found.append(adapter)
-    if len(found) != len(layers):
-        raise RuntimeError(f"PEFT adapted {len(found)} of {len(layers)} layers")
+    for own, key in layers.items():
+        layer = root.get_submodule(own)
+        if not isinstance(layer, BaseTunerLayer):
+            raise RuntimeError(f"PEFT has not adapted {own}")
+        layer.cast_input_dtype_enabled = False
+        for parameter in kind.named(layer).values():
+            parameter.data = parameter.data.to(device=device, dtype=torch.float32)
+        kind.prepare(layer, config, model.fetch)
+        for parameter in kind.named(layer).values():
+            parameter.requires_grad_(True)
+        found.append(Adapter(key, layer, config, rate))
     return found
 
 
 def _initialise(adapter: Adapter, seed: int) -> None:
-    """PEFT's own start (Kaiming-uniform A with a = sqrt(5), B = 0) from a generator that depends on seed and name alone."""
-    digest = hashlib.sha256(f"{seed}:{adapter.key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    weight = adapter.down.weight
-    bound = 1 / math.sqrt(weight[0].numel())
-    with torch.no_grad():
-        weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
-        adapter.up.weight.zero_()
+    """PEFT's own start (Kaiming-uniform with a = sqrt(5), and zeros) from generators that depend on seed and name alone."""
+    kind = KINDS[adapter.config.algorithm]
+    for name, parameter in adapter.named().items():
+        if name in kind.kept:
+            continue
+        digest = hashlib.sha256(f"{seed}:{adapter.key}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        bound = 0.0 if name in kind.zero else parameter[0].numel() ** -0.5
+        with torch.no_grad():
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+@contextmanager
+def disabled(adapters: list[Adapter]) -> Iterator[None]:
+    """The model answers as without them inside."""
+    for adapter in adapters:
+        adapter.layer._disable_adapters = True  # PEFT's enable_adapters would also change requires_grad
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.layer._disable_adapters = False
 
 
 def eject(root: torch.nn.Module) -> None:
     """Put every base layer back in its place. Harmless where nothing was injected."""
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, LoraLayer):
+            if isinstance(child, BaseTunerLayer):
                 setattr(parent, name, child.get_base_layer())
-    for leftover in ("peft_config",):
-        if leftover in root.__dict__:
-            delattr(root, leftover)
+    root.__dict__.pop("peft_config", None)

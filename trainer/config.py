@@ -14,7 +14,7 @@ import yaml
 
 from .errors import LoomError
 
-ALGORITHMS = ("lora", "dora")
+ALGORITHMS = ("lora", "dora", "rslora", "loha", "lokr", "oft")
 TARGETS = ("attention", "attention+ff", "all linear", "all linear+conv")
 OPTIMIZERS = ("adamw",)
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -40,23 +40,64 @@ def _choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None
 
 
 @dataclass(frozen=True)
+class Target:
+    """One pattern of target_modules, with what it sets for the layers that it finds."""
+
+    pattern: str
+    rank: int | None = None
+    alpha: float | None = None
+    learning_rate: float | None = None
+
+
+def parse_target(text: str) -> Target:
+    """"attn2\\.to_k$ rank=32 alpha=16 learning_rate=5e-5" as a Target. LoomError for another word or an impossible value."""
+    pattern, *settings = text.split()
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in ("rank", "alpha", "learning_rate"):
+            raise LoomError(f"target_modules has {setting!r} behind {pattern!r}: a pattern takes rank=, alpha= and learning_rate=, "
+                            "for example attn2\\.to_k$ rank=32 learning_rate=5e-5")
+        values[name] = coerce(f"{name} of the pattern {pattern!r}", value, 1 if name == "rank" else 1.0)
+    target = Target(pattern, **values)
+    for name, low, high in (("rank", 1, 512), ("alpha", 0.001, 4096), ("learning_rate", 1e-8, 1.0)):
+        if getattr(target, name) is not None:
+            _limit("target_modules", name, getattr(target, name), low, high)
+    return target
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
-    """What is added to the base model. `alpha / rank` scales the adapters' output (Hu et al. 2021, arXiv:2106.09685)."""
+    """What is added to the base model. `alpha / rank` scales the adapters' output (Hu et al. 2021, arXiv:2106.09685);
+    rslora scales by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)."""
 
     algorithm: str = "lora"
     rank: int = 16
     alpha: float = 16.0
     dropout: float = 0.0
+    module_dropout: float = 0.0  # the share of passes that leave a whole adapter out
     targets: str = "attention"
-    target_modules: tuple[str, ...] = ()  # regular expressions over diffusers' layer names; they replace `targets`
+    target_modules: tuple[str, ...] = ()  # regular expressions over diffusers' layer names, see parse_target; they replace `targets`
     train_text_encoder: bool = False
+    init_lora: str = ""  # a LoRA to go on from; the caller finds the file
 
     def validate(self) -> None:
         _choice("LoRAConfig", "algorithm", self.algorithm, ALGORITHMS)
         _limit("LoRAConfig", "rank", self.rank, 1, 512)
         _limit("LoRAConfig", "alpha", self.alpha, 0.001, 4096)
         _limit("LoRAConfig", "dropout", self.dropout, 0, 0.9)
+        _limit("LoRAConfig", "module_dropout", self.module_dropout, 0, 0.9)
+        if self.algorithm == "oft" and self.dropout:
+            raise LoomError(f"dropout {self.dropout:g} with oft: a rotation cannot lose single values; set dropout to 0, or use module_dropout")
+        if self.algorithm == "dora" and self.rank < 2:
+            raise LoomError("rank 1 with dora: its directions need a plane to turn in; set rank to 2 or more, or use lora")
+        for text in self.target_modules:
+            if not text.strip():
+                raise LoomError("target_modules holds an empty pattern: remove it")
+            parse_target(text)
         _choice("LoRAConfig", "targets", self.targets, TARGETS)
+        if not isinstance(self.init_lora, str):
+            raise LoomError(f"init_lora is {self.init_lora!r}: it must be a file's name, or empty for a new LoRA")
 
 
 @dataclass(frozen=True)
@@ -97,8 +138,13 @@ class LossConfig:
     min_snr_gamma: float = 5.0  # 0 switches the weighting off
     noise_offset: float = 0.0
     caption_dropout: float = 0.05  # the share of captions replaced by the empty one
+    preservation: float = 0.0  # weight of the base model's own answer to captions without the trigger word; 0 switches it off
+    preservation_words: tuple[str, ...] = ()  # what stands for the trigger word there; empty: it is left out
 
     def validate(self) -> None:
+        _limit("LoRAConfig", "preservation", self.preservation, 0, 100)
+        if not all(isinstance(word, str) and word.strip() for word in self.preservation_words):
+            raise LoomError(f"preservation_words is {self.preservation_words!r}: it takes words such as person, or nothing")
         _limit("LoRAConfig", "min_snr_gamma", self.min_snr_gamma, 0, 100)
         _limit("LoRAConfig", "noise_offset", self.noise_offset, 0, 1)
         _limit("LoRAConfig", "caption_dropout", self.caption_dropout, 0, 1)
@@ -161,6 +207,7 @@ class LoomConfig:
         """Plain lists, numbers and strings, fit for YAML and JSON."""
         tree = dataclasses.asdict(self)
         tree["adapter"]["target_modules"] = list(self.adapter.target_modules)
+        tree["loss"]["preservation_words"] = list(self.loss.preservation_words)
         return tree
 
     @classmethod
@@ -241,6 +288,8 @@ def check_name(name: str) -> str:
     bad = sorted({c for c in name if c in '\\/:*?"<>|' or ord(c) < 32 or ord(c) == 127})
     if bad:
         raise LoomError(f"name {name!r} has {' '.join(repr(c) for c in bad)}: {rule}; leave them out")
+    if not name.isprintable():
+        raise LoomError(f"name {name!r} holds characters that cannot be shown: {rule}; type it again")
     if name.strip(" .") != name:
         raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it")
     if name.split(".")[0].lower() in _WINDOWS:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from . import loop
-from .adapters import Adapter, adapted, select
+from .adapters import Adapter, adapted, select, size
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
 from .config import LoomConfig
@@ -23,7 +23,7 @@ from .data.buckets import bucket_for
 from .data.folder import Dataset
 from .errors import LoomError
 from .hooks import Hooks, Progress
-from .runs import export, store
+from .runs import export, lora_names, store
 
 __all__ = ["Hooks", "Progress", "Result", "check", "plan", "total_steps", "train"]
 
@@ -69,6 +69,9 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
     if not any(dataset.caption(p) for p in dataset.pictures):
         raise LoomError(f"captions are missing: none of the {len(dataset.pictures)} pictures has one and trigger_word is empty, so that no prompt could "
                         "call what is learned; set LoadDataset.trigger_word, put .txt files beside the pictures, or let AutoCaption write them")
+    if config.loss.preservation and not dataset.trigger_word:
+        raise LoomError(f"preservation {config.loss.preservation:g} without a trigger word: it keeps the model's answer to captions without that word; "
+                        "set LoadDataset.trigger_word to the word that all captions share, or preservation to 0")
 
 
 def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
@@ -88,14 +91,14 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
 
 
 def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_folder: Path, runs_folder: Path,
-          hooks: Hooks | None = None, log_dir: Path | None = None) -> Result:
+          hooks: Hooks | None = None, log_dir: Path | None = None, init_lora: Path | None = None) -> Result:
     """Train and write the LoRA. On an interrupt or an error what was learned is written before it goes on its way.
 
     Raises LoomError for bad input before anything is computed, and for a loss that is no number.
     """
     hooks = hooks or Hooks()
     check(dataset, config)
-    select(model, config.adapter)
+    first = _going_on(model, config, init_lora)
     steps = total_steps(dataset, config, model.family)
     reserve = store.Reservation(Path(loras_folder), _file_size(model, config))
     log = None
@@ -106,7 +109,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         store.write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config)}\n".encode())
         log = store.Log(run, log_dir)
         hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config)})
-        return _train(model, dataset, config, steps, Path(loras_folder), run, reserve, log, hooks)
+        return _train(model, dataset, config, steps, Path(loras_folder), run, reserve, log, hooks, first)
     except OSError as error:
         raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
                         "free some space, or choose a folder that may be written to") from error
@@ -116,7 +119,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
             log.close()
 
 
-def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, run: Path, reserve: store.Reservation, log: store.Log, hooks: Hooks) -> Result:
+def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, run: Path, reserve: store.Reservation, log: store.Log, hooks: Hooks,
+           first: dict[str, dict[str, torch.Tensor]]) -> Result:
     with torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(config.train.seed)
 
@@ -124,15 +128,20 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
             hooks.poll()
             hooks.progress(Progress("encode", done, total))
 
-        encoded = encode(model, dataset, config.adapter.train_text_encoder, encoding)
+        encoded = encode(model, dataset, config.adapter.train_text_encoder, encoding,
+                         preserve=config.loss.preservation_words if config.loss.preservation else None)
         model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
         source = batches(encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
         history: list[float] = []
         saver = _Saver(model, dataset, config, loras_folder, run, reserve, hooks)
         try:
-            with adapted(model, config.adapter, config.train.seed) as adapters, saver.at_the_end(adapters, history):
-                settings = (config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing)
-                with model.training(*settings, largest=_largest(encoded, config.train.batch_size)), torch.enable_grad():
+            settings = (config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing)
+            # a host brings its model in as it is, before there is anything of ours in its tree
+            with model.training(*settings, largest=_largest(encoded, config.train.batch_size)), adapted(model, config.adapter, config.train.seed) as adapters:
+                with saver.at_the_end(adapters, history), torch.enable_grad():
+                    for adapter in adapters:
+                        if adapter.key in first:
+                            adapter.load(first[adapter.key])
                     watched = Hooks(saver.watching(adapters, log), hooks.poll, hooks.should_stop, hooks.event)
                     loop.train(model, adapters, source, config, steps, watched, history)
         except LoomError as error:
@@ -148,6 +157,19 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
     report = (f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {sum(recent) / max(1, len(recent)):.4f}. "
               f"Saved as {saver.path.name}")
     return Result(saver.path, saver.lora, history, len(history), stopped, run, report)
+
+
+def _going_on(model: TrainableModel, config: LoomConfig, path: Path | None) -> dict[str, dict[str, torch.Tensor]]:
+    """{adapter's key: tensors} of the LoRA that the run goes on from. LoomError where a part of it would be lost."""
+    chosen = {key for layers in select(model, config.adapter).values() for key in layers.values()}
+    if path is None:
+        return {}
+    first = lora_names.read(path, model.layer_names("lora_unet"), model.family.text_prefixes)
+    left = sorted(set(first) - chosen)
+    if left:
+        remedy = "choose wider targets" if left[-1].startswith("lora_unet") else "turn on train_text_encoder (text_encoder_lr 0 keeps it as it is)"
+        raise LoomError(f"init_lora {path.name!r} has {len(left)} layers that this run would lose, such as {left[-1]}: {remedy}, or train without it")
+    return first
 
 
 def _largest(encoded: Encoded, batch_size: int) -> tuple[int, ...]:
@@ -221,12 +243,5 @@ def _write(loras_folder: Path, run: Path, name: str, data: bytes) -> Path:
 
 def _file_size(model: TrainableModel, config: LoomConfig) -> int:
     """Bytes the LoRA file will need, with room for its header and the run's small files."""
-    rank, values, layers = config.adapter.rank, 0, 0
-    roots = model.modules(config.adapter.train_text_encoder)
-    for prefix, chosen in select(model, config.adapter).items():
-        modules = dict(roots[prefix].named_modules())
-        for own in chosen:
-            weight = modules[own].weight
-            values += rank * (weight.shape[0] + weight[0].numel()) + weight.shape[0]
-            layers += 1
+    layers, values = size(model, config.adapter)
     return values * export.DTYPES[config.output.save_dtype].itemsize + layers * 1024 + 262_144

@@ -9,7 +9,7 @@ import torch
 
 from . import loss as losses
 from . import optim
-from .adapters import Adapter
+from .adapters import Adapter, disabled
 from .backbones.protocol import Batch, TrainableModel
 from .config import LoomConfig
 from .errors import LoomError
@@ -42,6 +42,8 @@ def train(model: TrainableModel, adapters: list[Adapter], batches: Iterator[Batc
             wanted = losses.target(latents, noise, alphas, timesteps, model.prediction)
             weights = losses.min_snr_weights(alphas, timesteps, config.loss.min_snr_gamma, model.prediction)
             loss = losses.weighted_mse(predicted, wanted, weights) / accumulation
+            if config.loss.preservation:
+                loss = loss + config.loss.preservation * _change(model, adapters, noisy, timesteps, batch) / accumulation
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm or math.inf).item()
@@ -50,6 +52,8 @@ def train(model: TrainableModel, adapters: list[Adapter], batches: Iterator[Batc
                             f"({config.optim.learning_rate:g}), or use precision fp32")
         rate = schedule.get_last_lr()[0]
         optimizer.step()
+        for adapter in adapters:
+            adapter.settle()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -59,6 +63,15 @@ def train(model: TrainableModel, adapters: list[Adapter], batches: Iterator[Batc
         hooks.progress(Progress("train", step + 1, steps, total, smoothed, rate, norm, speed, (steps - step - 1) / speed))
         if hooks.should_stop():
             break
+
+
+def _change(model: TrainableModel, adapters: list[Adapter], noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How far the adapters change the answer to captions without the concept (ai-toolkit's differential output preservation)."""
+    encoded = batch.preserved_conditioning
+    with torch.no_grad(), disabled(adapters):
+        wanted = model.predict(noisy, timesteps, batch, encoded if encoded is not None else model.encode_captions(batch.preserved))
+    predicted = model.predict(noisy, timesteps, batch, encoded if encoded is not None else model.encode_captions(batch.preserved))
+    return (predicted - wanted).square().mean()
 
 
 def _noise(latents: torch.Tensor, offset: float, generator: torch.Generator) -> torch.Tensor:

@@ -27,7 +27,7 @@ class Key:
     where: str
     help: str
     default: Any = None  # for dataset and run keys; the rest take LoomConfig's own default
-    kind: str = "value"  # value · folder · file · path: the last three are resolved against the YAML file's folder
+    kind: str = "value"  # value · folder · file · lora · path: all but the first are resolved against the YAML file's folder
 
 
 KEYS = (
@@ -38,8 +38,10 @@ KEYS = (
     Key("lora_rank", "adapter.rank", "size of the adapters"),
     Key("lora_alpha", "adapter.alpha", "alpha / rank scales the adapters' output"),
     Key("lora_dropout", "adapter.dropout", "share of the adapters' inputs dropped"),
-    Key("algorithm", "adapter.algorithm", "lora or dora"),
+    Key("module_dropout", "adapter.module_dropout", "share of passes that leave a whole layer's adapter out"),
+    Key("algorithm", "adapter.algorithm", "lora, dora, rslora, loha, lokr or oft"),
     Key("lora_target_modules", "adapter.target_modules", "one of LoRAConfig's targets, or a list of layer names or regular expressions"),
+    Key("init_lora", "adapter.init_lora", "a LoRA of any common format to go on from", "", "lora"),
     Key("train_text_encoder", "adapter.train_text_encoder", "train the text encoders too"),
     Key("learning_rate", "optim.learning_rate", "for the UNet"),
     Key("text_encoder_lr", "optim.text_encoder_lr", "for the text encoders, where they are trained"),
@@ -51,6 +53,8 @@ KEYS = (
     Key("min_snr_gamma", "loss.min_snr_gamma", "loss weighting; 0 switches it off"),
     Key("noise_offset", "loss.noise_offset", "helps very dark and very bright pictures"),
     Key("caption_dropout", "loss.caption_dropout", "share of captions replaced by the empty one"),
+    Key("preservation", "loss.preservation", "weight of the base model's own answer without the trigger word; 0 switches it off"),
+    Key("preservation_words", "loss.preservation_words", "a list: what stands for the trigger word there, such as [person]"),
     Key("max_train_steps", "train.steps", "optimizer steps"),
     Key("epochs", "train.epochs", "passes over the pictures; used where max_train_steps is not given"),
     Key("batch_size", "train.batch_size", "pictures a micro-batch"),
@@ -120,7 +124,7 @@ def describe(job: Job) -> str:
     for key in KEYS:
         owner, name = key.where.split(".")
         value = (job.dataset if owner == "dataset" else run if owner == "run" else tree[owner])[name]
-        if value in (None, "") and owner == "run" or value == 0 and name in ("steps", "epochs"):
+        if value in (None, "") and (owner == "run" or key.kind == "lora") or value == 0 and name in ("steps", "epochs"):
             continue
         lines[key.name] = str(value) if isinstance(value, Path) else value
     lines["lora_target_modules"] = tree["adapter"]["target_modules"] or tree["adapter"]["targets"]
@@ -186,7 +190,8 @@ def _value(key: Key, written: Any, folder: Path) -> Any:
     value = written
     try:
         if key.kind != "value":
-            return path_of(value, folder, key.kind)
+            path = path_of(value, folder, key.kind)
+            return path if key.where.startswith("run.") else str(path)
         owner, name = key.where.split(".")
         if owner in ("run", "dataset"):
             return CHECKS.get(key.name, lambda v: v)(coerce("it", value, key.default))

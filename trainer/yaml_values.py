@@ -14,7 +14,7 @@ from typing import Any
 
 from . import presets
 from .backbones.families import FAMILIES, Family
-from .config import TARGETS, coerce
+from .config import TARGETS, coerce, parse_target
 from .data.captions import SOURCES
 from .errors import LoomError
 
@@ -30,7 +30,9 @@ def path_of(value: Any, folder: Path, kind: str) -> Path:
         raise LoomError(f"{path} is not a folder: give one that exists; relative paths start at the YAML file's folder")
     if kind == "file" and path.suffix not in (".csv", ".jsonl"):
         raise LoomError("it does not end in .csv or .jsonl: give a metadata.csv (filename,prompt) or metadata.jsonl")
-    if kind == "file" and not path.is_file():
+    if kind == "lora" and path.suffix.lower() != ".safetensors":
+        raise LoomError("it does not end in .safetensors: give a LoRA file")
+    if kind in ("file", "lora") and not path.is_file():
         raise LoomError(f"{path} is not a file: give one that exists; relative paths start at the YAML file's folder")
     return path
 
@@ -76,7 +78,7 @@ def targets_of(value: Any) -> dict[str, Any]:
     if value in TARGETS:
         return {"targets": value, "target_modules": ()}
     names = coerce("it", value, ())
-    if not names or not all(isinstance(n, str) and n for n in names):
+    if not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise LoomError(f"it must be one of {', '.join(TARGETS)}, or a list such as [to_q, to_k, to_v]")
     if isinstance(value, list) and len(value) == 1 and value[0] in TARGETS:
         return {"targets": value[0], "target_modules": ()}
@@ -84,10 +86,10 @@ def targets_of(value: Any) -> dict[str, Any]:
         if name in TARGETS:
             raise LoomError(f"{name!r} is the name of a set of layers: give it alone, without a list")
         try:
-            re.compile(name)
+            re.compile(parse_target(name).pattern)
         except re.error as error:
             raise LoomError(f"{name!r} is not a regular expression ({error}): give a layer's name such as to_q") from None
-    return {"target_modules": tuple(rf"(^|\.){re.escape(n)}$" if re.fullmatch(r"[\w.]+", n) else n for n in names)}
+    return {"target_modules": tuple(re.sub(r"^[\w.]+(?= |$)", lambda n: rf"(^|\.){re.escape(n[0])}$", name) for name in names)}
 
 
 def _precision(value: Any) -> Any:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ import torch
 from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones import diffusers as diffusers_backbone
 from lora_loom.trainer.backbones.protocol import Batch
-from lora_loom.trainer.config import TARGETS, LoomConfig
+from lora_loom.trainer.config import ALGORITHMS, TARGETS, LoomConfig
 from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, train
+from lora_loom.trainer.runs.lora_names import ldm_name
 from PIL import Image, ImageDraw
 
 CONFIG = LoomConfig().replace(
@@ -148,7 +150,9 @@ def test_predict_equals_comfyuis_sampler(comfy: SimpleNamespace, toy: tuple) -> 
     torch.testing.assert_close(predict(model), by_comfyui(comfy, toy[0], context), rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"algorithm": "dora", "targets": "all linear+conv"}, {"train_text_encoder": True}], ids=["lora", "dora conv", "text encoder"])
+@pytest.mark.parametrize("options", [
+    {}, {"algorithm": "dora", "targets": "all linear+conv"}, {"train_text_encoder": True}, {"algorithm": "dora", "dropout": 0.2, "module_dropout": 0.1},
+    *({"algorithm": a, "targets": "all linear+conv", "train_text_encoder": True} for a in ("loha", "lokr", "oft"))], ids=["lora", "dora conv", "text encoder", "dora dropout", "loha", "lokr", "oft"])
 def test_loss_curves_equal_diffusers(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, options: dict) -> None:
     config = CONFIG.replace(adapter=options, train={"steps": 20}, loss={"caption_dropout": 0.2})
     ours = run(comfy.Model(*toy), dataset, config, tmp_path / "comfy")
@@ -241,9 +245,8 @@ def test_encoders_are_released_before_step_1(comfy: SimpleNamespace, toy: tuple,
 
 # ---------------------------------------------------------------- the file, loaded by ComfyUI
 
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("algorithm", ["lora", "dora"])
-@pytest.mark.parametrize("save_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize(("targets", "algorithm", "save_dtype"), [
+    *itertools.product(TARGETS, ["lora", "dora"], ["fp32", "fp16"]), *itertools.product(["all linear+conv"], ALGORITHMS[2:], ["fp32", "fp16"])])
 def test_live_adapters_and_loaded_file_sample_the_same_latent(
         comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, targets: str, algorithm: str, save_dtype: str) -> None:
     """8 steps of euler by ComfyUI's own sampler: the adapters in the tree against the file applied by its own loader."""
@@ -297,6 +300,21 @@ def test_another_lora_on_the_model_stays_in_force_and_is_trained_on_top_of(comfy
     torch.testing.assert_close(by_comfyui(comfy, both.patcher, context), live["epsilon"], rtol=0, atol=1e-3)
     comfy.model_management.unload_all_models()
     assert all(torch.equal(v, values[k]) for k, v in base_tensors(model.model, clip.cond_stage_model).items())
+
+
+@pytest.mark.parametrize(("class_name", "unet"), [
+    ("SD15", {"context_dim": 768, "num_res_blocks": [2] * 4, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3}),
+    ("SDXL", {"context_dim": 2048, "num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+              "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10})])
+def test_original_names_are_comfyuis(comfy: SimpleNamespace, class_name: str, unet: dict) -> None:
+    table = comfy.utils.unet_to_diffusers({**COMMON, **unet})
+    checked = 0
+    for name, own in table.items():
+        if name.startswith(("down_blocks", "up_blocks", "mid_block")) and name.endswith(".weight") and "norm" not in name:
+            told = ldm_name(name.removesuffix(".weight"), 2)
+            assert own.removesuffix(".weight") in {told.replace("UP", place) for place in "12"}, name
+            checked += 1
+    assert checked > 200
 
 
 # ---------------------------------------------------------------- the families at full width

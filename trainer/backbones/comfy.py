@@ -21,14 +21,14 @@ import torch.utils.checkpoint
 from ..errors import LoomError
 from .families import FAMILIES, Family
 from .frozen import replaced_forward, weights_on_demand
-from .protocol import Batch, Conditioning, join_contexts
+from .protocol import Batch, Conditioning, Weights, join_contexts
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # newer than 0.3.64
 _TEXT_ENCODERS = {"toy": ("clip_l",), "sd15": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 
 
 @contextmanager
-def fetch(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
+def fetch(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
     """(weight, bias) as ComfyUI would use them now: paged in, dequantized, with stacked LoRAs, in `like`'s dtype."""
     if getattr(layer, "weight", None) is None:
         yield None, None
@@ -115,6 +115,9 @@ class ComfyModel:
     def device_of(self, prefix: str) -> torch.device:
         return self.device if prefix == "lora_unet" else torch.device(self.clip.patcher.load_device)
 
+    def fetch(self, layer: torch.nn.Module, like: torch.Tensor):
+        return fetch(layer, like)
+
     def layer_names(self, prefix: str) -> dict[str, str]:
         if prefix == "lora_unet":
             names = comfy.utils.unet_to_diffusers(self.patcher.model.model_config.unet_config)
@@ -122,10 +125,22 @@ class ComfyModel:
         return {name: name for name, _ in self.modules(True)[prefix].named_modules() if ".layers." in name}
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        latents = self.vae.encode(pixels.movedim(1, -1))
-        return self.patcher.model.process_latent_in(latents.float()).cpu()
+        with torch.inference_mode():  # see load
+            latents = self.vae.encode(pixels.movedim(1, -1))
+            if latents.ndim != 4 or latents.shape[1] != 4:
+                raise LoomError(f"vae gives latents of shape {tuple(latents.shape)}, {self.family.title} takes (B, 4, H/8, W/8): "
+                                "connect the VAE of the same checkpoint, or one of its family, to TrainLoRA.vae")
+            latents = self.patcher.model.process_latent_in(latents.float()).cpu()
+        return latents.clone()
 
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
+        if torch.is_grad_enabled():  # in training: loaded already
+            return self._encode(captions)
+        with torch.inference_mode():
+            found = self._encode(captions)
+        return [Conditioning(c.context.clone(), None if c.pooled is None else c.pooled.clone()) for c in found]
+
+    def _encode(self, captions: list[str]) -> list[Conditioning]:
         found = []
         for caption in captions:
             literal = caption.replace("(", "\\(").replace(")", "\\)")  # a caption has no (emphasis:1.2); ComfyUI escapes parentheses alone
@@ -136,6 +151,7 @@ class ComfyModel:
             raise LoomError(f"clip gives embeddings of width {found[0].context.shape[-1]}, the MODEL takes {width}: connect the CLIP of the same checkpoint")
         return found
 
+    @torch.inference_mode()
     def release_encoders(self, text_encoders: bool) -> None:
         unload = getattr(comfy.model_management, "unload_model_and_clones", None)
         patchers = [self.vae.patcher] + ([self.clip.patcher] if text_encoders else [])
@@ -148,9 +164,13 @@ class ComfyModel:
                 comfy.model_management.free_memory(1e30, patcher.load_device, keep_loaded=others)
         comfy.model_management.soft_empty_cache()
 
-    def load(self, room: float = 0) -> None:
-        """Bring the base model to its device as far as it fits beside `room` bytes, with the LoRAs stacked on it in force."""
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
+    @torch.inference_mode()  # as nodes run: outside it ComfyUI would clone the weights that it puts back
+    def load(self, text_encoders: bool = False, room: float = 0) -> None:
+        """Bring the base model to its device as far as it fits beside `room` bytes, with the LoRAs stacked on it in force.
+
+        Only while no adapter is in the tree: ComfyUI finds weights and their patches by name, and replaces parameters.
+        """
+        comfy.model_management.load_models_gpu([self.patcher, *([self.clip.patcher] if text_encoders else [])], memory_required=room)
 
     def _room(self, largest: tuple[int, ...], checkpointing: bool) -> float:
         """Bytes that a step takes beside the weights. Ten times ComfyUI's own figure for sampling: bench/RESULTS.md has 6 to 10 on SD1.5."""
@@ -166,8 +186,11 @@ class ComfyModel:
         if precision == "auto":
             precision = "bf16" if manage.should_use_bf16(self.device) and self.device.type != "cpu" else "fp32"
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.load(self._room(largest, checkpointing))
+        self.load(text_encoders, self._room(largest, checkpointing))
         with ExitStack() as stack:
+            if text_encoders:  # it is asked for at every encoding
+                stack.callback(self.clip.__dict__.pop, "load_model", None)
+                self.clip.load_model = lambda *_, **__: self.clip.patcher
             if hasattr(manage, "in_training"):
                 stack.callback(setattr, manage, "in_training", manage.in_training)
                 manage.in_training = True

@@ -9,7 +9,7 @@ import torch
 from ..errors import LoomError
 from .diffusers_load import Parts, load_parts
 from .families import FAMILIES
-from .protocol import Batch, Conditioning, join_contexts
+from .protocol import Batch, Conditioning, Weights, join_contexts
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -53,6 +53,10 @@ class DiffusersModel:
 
     def device_of(self, prefix: str) -> torch.device:
         return self.device
+
+    @contextmanager
+    def fetch(self, layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
+        yield layer.weight.detach().to(like), None if layer.bias is None else layer.bias.detach().to(like)
 
     def layer_names(self, prefix: str) -> dict[str, str]:
         names = [name for name, _ in self.modules(True)[prefix].named_modules() if name]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 
-Fetch = Callable[[torch.nn.Module, torch.Tensor], AbstractContextManager[tuple[torch.Tensor | None, torch.Tensor | None]]]
+from .protocol import Fetch
 
 
 class _Linear(torch.autograd.Function):

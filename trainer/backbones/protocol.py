@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,6 +10,9 @@ from typing import Protocol
 import torch
 
 from .families import Family
+
+Weights = tuple[torch.Tensor | None, torch.Tensor | None]  # a layer's weight and bias
+Fetch = Callable[[torch.nn.Module, torch.Tensor], AbstractContextManager[Weights]]
 
 
 @dataclass
@@ -27,6 +31,8 @@ class Batch:
     captions: list[str]
     conditioning: list[Conditioning] | None = None  # None while text encoders are trained
     sizes: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)  # original h, w, crop top, left, target h, w
+    preserved: list[str] = field(default_factory=list)  # the captions without the concept, where its neighbours are preserved
+    preserved_conditioning: list[Conditioning] | None = None
 
 
 class TrainableModel(Protocol):
@@ -44,6 +50,9 @@ class TrainableModel(Protocol):
     def device_of(self, prefix: str) -> torch.device:
         """Where that network computes: a host may keep text encoders off the accelerator."""
 
+    def fetch(self, layer: torch.nn.Module, like: torch.Tensor) -> AbstractContextManager[Weights]:
+        """The base layer's weight and bias as they compute now, in `like`'s dtype on its device; valid inside the context."""
+
     def layer_names(self, prefix: str) -> dict[str, str]:
         """Own module path -> diffusers' module path, for every weight of that network that can be adapted."""
 
@@ -57,14 +66,19 @@ class TrainableModel(Protocol):
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""
 
     def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = ()) -> AbstractContextManager[None]:
-        """Everything that is changed for a run, undone on every way out. `largest` is the shape (B, C, H/8, W/8) of the largest
-        micro-batch, for hosts that make room for it."""
+        """Everything that is changed for a run, undone on every way out; entered before there are adapters. `largest` is the
+        shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it."""
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and integer timesteps (B,)."""
 
 
 def join_contexts(contexts: list[torch.Tensor]) -> torch.Tensor:
-    """(B, tokens, width) from rows of (1, n·77, width): repeating a context leaves cross-attention unchanged."""
+    """(B, tokens, width) from rows of (1, n·77, width): repeating a context leaves cross-attention unchanged.
+
+    Where only a very long one would do for all (5 and 7 windows: 35), the longest row's length is taken and repeats are cut.
+    """
+    longest = max(c.shape[1] for c in contexts)
     length = math.lcm(*(c.shape[1] for c in contexts))
-    return torch.cat([c.repeat(1, length // c.shape[1], 1) for c in contexts])
+    length = length if length <= 4 * longest else longest
+    return torch.cat([c.repeat(1, -(-length // c.shape[1]), 1)[:, :length] for c in contexts])

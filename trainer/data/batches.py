@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,21 +21,36 @@ class Encoded:
     captions: list[str]
     sizes: list[tuple[int, int, int, int, int, int]]
     conditioning: dict[str, Conditioning] | None  # by caption; None while text encoders are trained
+    preserved: dict[str, list[str]] | None = None  # caption -> the same without the concept; None where nothing is preserved
 
     def __len__(self) -> int:
         return len(self.latents)
 
 
-def encode(model: TrainableModel, dataset: Dataset, train_text_encoder: bool, progress: Callable[[int, int], None], batch_size: int = 4) -> Encoded:
-    """Latents of every picture in its bucket, embeddings of every caption and of the empty one. Polls through `progress`."""
+def without_concept(caption: str, trigger_word: str, words: tuple[str, ...]) -> list[str]:
+    """The caption with each of `words` for the trigger word, or with the trigger word left out."""
+    found = re.compile(re.escape(trigger_word), re.IGNORECASE)
+    return [re.sub(r"\s+", " ", found.sub(lambda _, word=word: word, caption)).strip(" ,") for word in words or ("",)]
+
+
+def encode(model: TrainableModel, dataset: Dataset, train_text_encoder: bool, progress: Callable[[int, int], None], batch_size: int = 4,
+           preserve: tuple[str, ...] | None = None) -> Encoded:
+    """Latents of every picture in its bucket, embeddings of every caption and of the empty one. Polls through `progress`.
+
+    preserve: the words that stand for the trigger word in captions of what is to stay as it is; None where nothing is preserved.
+    """
     multiple = model.family.size_multiple
     groups: dict[tuple[int, int], list] = {}
     for picture in dataset.pictures:
         size = bucket_for(picture.width, picture.height, dataset.resolution, multiple, dataset.buckets)
         groups.setdefault(size, []).append(picture)
     captions = sorted({dataset.caption(p) for p in dataset.pictures} | {""})
+    preserved = None
+    if preserve is not None:
+        preserved = {caption: without_concept(caption, dataset.trigger_word, preserve) for caption in captions}
+        captions = sorted({*captions, *(other for others in preserved.values() for other in others)})
     done, total = 0, len(dataset.pictures) + len(captions)
-    found = Encoded([], [], [], None)
+    found = Encoded([], [], [], None, preserved)
     with torch.no_grad():
         for size, pictures in groups.items():
             for start in range(0, len(pictures), batch_size):
@@ -85,5 +101,10 @@ def batches(encoded: Encoded, repeats: int, batch_size: int, seed: int, caption_
             kept = (torch.rand(len(rows), generator=generator) >= caption_dropout).tolist()
             captions = [encoded.captions[i] if keep else "" for i, keep in zip(rows, kept)]
             conditioning = None if encoded.conditioning is None else [encoded.conditioning[c] for c in captions]
-            yield Batch(torch.stack([encoded.latents[i] for i in rows]), captions, conditioning, [encoded.sizes[i] for i in rows])
+            others, answers = [], None
+            if encoded.preserved is not None:
+                choices = [encoded.preserved[encoded.captions[i]] for i in rows]
+                others = [c[int(torch.randint(len(c), (), generator=generator))] for c in choices]
+                answers = None if encoded.conditioning is None else [encoded.conditioning[c] for c in others]
+            yield Batch(torch.stack([encoded.latents[i] for i in rows]), captions, conditioning, [encoded.sizes[i] for i in rows], others, answers)
         epoch += 1

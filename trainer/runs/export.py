@@ -20,17 +20,14 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def state_dict(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.Tensor]:
-    """{key.lora_down.weight (r, in, …), key.lora_up.weight (out, r, …), key.alpha (), DoRA: key.dora_scale (out, 1, …)} on CPU."""
+    """{key.lora_down.weight (r, in, …), key.lora_up.weight (out, r, …), key.alpha (), DoRA: key.dora_scale (out, 1, …)} on CPU;
+    LoHa, LoKr and OFT in LyCORIS's names."""
     dtype = DTYPES[config.output.save_dtype]
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
-        found[f"{adapter.key}.lora_down.weight"] = adapter.down.weight
-        found[f"{adapter.key}.lora_up.weight"] = adapter.up.weight
-        found[f"{adapter.key}.alpha"] = torch.tensor(float(config.adapter.alpha))
-        if adapter.magnitude is not None:
-            ones = [1] * (adapter.layer.get_base_layer().weight.ndim - 1)
-            found[f"{adapter.key}.dora_scale"] = adapter.magnitude.reshape(-1, *ones)
-    return {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in found.items()}
+        found.update({f"{adapter.key}.{name}": tensor for name, tensor in adapter.tensors().items()})
+    # alpha in fp32: rsLoRA's is no round number
+    return {k: v.detach().to("cpu", torch.float32 if k.endswith(".alpha") else dtype).contiguous().clone() for k, v in found.items()}
 
 
 def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps: int) -> dict[str, str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from ..errors import LoomError
 from ..hooks import Progress
+
+_log = logging.getLogger("lora_loom")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -116,8 +119,9 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(log_dir / run.name if log_dir else run / "tensorboard"))
-        except ImportError:
-            pass
+        except Exception as error:  # also a TensorBoard that does not fit its own packages: logs are no reason to stop
+            if not isinstance(error, ImportError):
+                _log.warning("no TensorBoard events: %s", error)
 
     def step(self, progress: Progress) -> None:
         line = {k: v for k, v in asdict(progress).items() if k not in ("phase", "total", "eta_seconds")}

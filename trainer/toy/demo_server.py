@@ -23,7 +23,7 @@ PACK = Path(__file__).resolve().parents[2]
 
 
 def through_server(comfyui: Path, workflow: Path, out: Path, pictures: Path, concept: list, others: list, steps: int):
-    """(before, after, others) pictures. The server has its own base folder below `out` and ends with the demo."""
+    """(before, after, others before, others after) pictures. The server has its own base folder below `out` and ends with the demo."""
     base = out / "comfyui"
     for folder in ("custom_nodes", "input", "output", "user", "models"):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -95,8 +95,7 @@ def _queue(server, url: str, info: dict, workflow: Path, folder: str, concept: l
     preview = next(k for k, node in prompt.items() if node["class_type"] == "PreviewSample")
     shared = {"steps": SAMPLING_STEPS, "cfg": CFG, "seed": SEED, "width": arch.SIZE, "height": arch.SIZE}
     prompt[preview]["inputs"].update(shared, prompt="\n".join(s.caption for s in concept))
-    others_only = {k: v for k, v in prompt[preview]["inputs"].items() if k not in ("base_model", "base_clip")}
-    prompt["others"] = {"class_type": "PreviewSample", "inputs": {**others_only, "prompt": "\n".join(s.caption for s in others)}}
+    prompt["others"] = {"class_type": "PreviewSample", "inputs": {**prompt[preview]["inputs"], "prompt": "\n".join(s.caption for s in others)}}
     request = urllib.request.Request(f"{url}/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -115,9 +114,8 @@ def _queue(server, url: str, info: dict, workflow: Path, folder: str, concept: l
         failed = next((data for kind, data in history["status"]["messages"] if kind == "execution_error"), {})
         raise LoomError(f"the workflow failed in {failed.get('node_type')}: {failed.get('exception_message')}")
     pairs, kept = (_images(url, history["outputs"][node]["images"]) for node in (preview, "others"))
-    before = [i.crop((0, 0, arch.SIZE, arch.SIZE)) for i in pairs]
-    after = [i.crop((arch.SIZE, 0, 2 * arch.SIZE, arch.SIZE)) for i in pairs]
-    return before, after, kept
+    left, right = (0, 0, arch.SIZE, arch.SIZE), (arch.SIZE, 0, 2 * arch.SIZE, arch.SIZE)
+    return tuple([image.crop(side) for image in images] for images in (pairs, kept) for side in (left, right))
 
 
 def _images(url: str, entries: list[dict]) -> list[Image.Image]:

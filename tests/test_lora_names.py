@@ -1,0 +1,139 @@
+"""LoRA files of every common spelling are read as ours, and a run goes on from them."""
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from lora_loom.trainer.adapters import adapted, select
+from lora_loom.trainer.backbones import diffusers as backbone
+from lora_loom.trainer.config import AdapterConfig, LoomConfig
+from lora_loom.trainer.data.folder import read_dataset
+from lora_loom.trainer.errors import LoomError
+from lora_loom.trainer.job import train
+from lora_loom.trainer.runs.lora_names import ldm_name, read
+from lora_loom.trainer.toy import stars
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import load_file, save_file
+
+CONFIG = LoomConfig().replace(adapter={"rank": 4, "alpha": 2.0, "targets": "all linear+conv", "train_text_encoder": True},
+                              optim={"learning_rate": 1e-2, "text_encoder_lr": 1e-2, "scheduler": "constant"},
+                              train={"steps": 2, "precision": "fp32"}, output={"name": "first", "save_dtype": "fp32"})
+
+
+@pytest.fixture(scope="module")
+def model() -> backbone.DiffusersModel:
+    return backbone.load("toy_base", "cpu", "fp32")
+
+
+@pytest.fixture(scope="module")
+def saved(model: backbone.DiffusersModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first")
+    dataset = read_dataset(stars.write(folder / "stars", 3), resolution=64, min_size=64)
+    return train(model, dataset, CONFIG, loras_folder=folder, runs_folder=folder / "runs").path
+
+
+def spelled(tensors: dict[str, torch.Tensor], model: backbone.DiffusersModel, how: str) -> dict[str, torch.Tensor]:
+    """The file as another trainer would have written it."""
+    names = {f"lora_unet_{n.replace('.', '_')}": n for n in model.layer_names("lora_unet").values()}
+    names |= {f"lora_te_{n.replace('.', '_')}": n for n in model.layer_names("lora_te").values()}
+    found = {}
+    for key, tensor in tensors.items():
+        layer, suffix = key.split(".", 1)
+        text, name = layer.startswith("lora_te"), names[layer]
+        if how == "kohya ldm":  # as sd-scripts saves SDXL's
+            layer = layer if text else "lora_unet_" + ldm_name(name, 1).replace("UP", "1" if "up_blocks.0" in name else "2").replace(".", "_")
+        elif how == "peft":
+            layer = ("text_encoder." if text else "unet.") + name
+            suffix = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}.get(suffix, suffix)
+        elif how == "diffusers":
+            layer = ("text_encoder." if text else "unet.") + name
+            suffix = {"lora_down.weight": "lora.down.weight", "lora_up.weight": "lora.up.weight"}.get(suffix, suffix)
+        elif how == "comfyui":
+            layer = "clip_l.transformer." + name if text else "diffusion_model." + ldm_name(name, 1).replace("UP", "1" if "up_blocks.0" in name else "2")
+        elif how == "lycoris":
+            layer = layer if text else "lycoris_" + name.replace(".", "_")
+        found[f"{layer}.{suffix}"] = tensor
+    return found
+
+
+@pytest.mark.parametrize("how", ["kohya", "kohya ldm", "peft", "diffusers", "comfyui", "lycoris"])
+def test_every_spelling_is_read(model: backbone.DiffusersModel, saved: Path, tmp_path: Path, how: str) -> None:
+    tensors = load_file(saved)
+    save_file(spelled(tensors, model, how), tmp_path / "other.safetensors")
+    found = read(tmp_path / "other.safetensors", model.layer_names("lora_unet"), ("lora_te",))
+    assert set(found) == {key for layers in select(model, CONFIG.adapter).values() for key in layers.values()}
+    for key, tensor in tensors.items():
+        layer, suffix = key.split(".", 1)
+        assert torch.equal(found[layer][suffix], tensor)
+
+
+def test_a_file_that_diffusers_writes_is_read(model: backbone.DiffusersModel, tmp_path: Path) -> None:
+    unet = copy.deepcopy(model.unet)
+    unet.add_adapter(LoraConfig(r=3, lora_alpha=3, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    found = read(tmp_path / "pytorch_lora_weights.safetensors", model.layer_names("lora_unet"), ("lora_te",))
+    assert set(found) == set(select(model, AdapterConfig(target_modules=(r"to_q$", r"to_out\.0$")))["lora_unet"].values())
+    theirs = {f"lora_unet_{n.replace('.', '_')}": m for n, m in unet.named_modules() if isinstance(m, LoraLayer)}
+    for key, tensors in found.items():
+        assert torch.equal(tensors["lora_up.weight"], theirs[key].lora_B["default"].weight)
+
+
+def test_a_run_goes_on_from_a_file(model: backbone.DiffusersModel, saved: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(stars.write(tmp_path / "stars", 3), resolution=64, min_size=64)
+    folders = {"loras_folder": tmp_path, "runs_folder": tmp_path / "runs", "init_lora": saved}
+    still = CONFIG.replace(optim={"learning_rate": 1e-8, "text_encoder_lr": 0.0, "weight_decay": 0.0}, train={"steps": 1, "seed": 9}, output={"name": "second"})
+    again = load_file(train(model, dataset, still, **folders).path)
+    for key, tensor in load_file(saved).items():
+        torch.testing.assert_close(again[key], tensor, rtol=0, atol=1e-6)
+    wider = still.replace(adapter={"rank": 8, "alpha": 16.0})
+    again = load_file(train(model, dataset, wider, **folders).path)
+    for key in [k for k in load_file(saved) if k.endswith("lora_up.weight")]:
+        stem = key.removesuffix(".lora_up.weight")
+        first, second = ((t[key].flatten(1) @ t[f"{stem}.lora_down.weight"].flatten(1) * s) for t, s in ((load_file(saved), 0.5), (again, 2.0)))
+        torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"targets": "attention"}, ("layers that this run would lose", "choose wider targets")), ({"train_text_encoder": False}, ("turn on train_text_encoder",)),
+    ({"rank": 2}, ("rank 2 is below init_lora's 4", "set LoRAConfig.rank to 4")), ({"algorithm": "loha"}, ("hada_w1_a", "choose the algorithm")),
+])
+def test_what_would_be_lost_is_said_before_anything_runs(model: backbone.DiffusersModel, saved: Path, tmp_path: Path, change: dict, words: tuple[str, ...]) -> None:
+    dataset = read_dataset(stars.write(tmp_path / "stars", 3), resolution=64, min_size=64)
+    with pytest.raises(LoomError) as error:
+        train(model, dataset, CONFIG.replace(adapter=change), loras_folder=tmp_path, runs_folder=tmp_path / "runs", init_lora=saved)
+    assert all(word in str(error.value) for word in words), error.value
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_files_that_are_no_loras_of_this_family(model: backbone.DiffusersModel, tmp_path: Path) -> None:
+    names = model.layer_names("lora_unet")
+    save_file({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(4, 8)}, tmp_path / "flux.safetensors")
+    with pytest.raises(LoomError, match="flux.safetensors' has 1 of 1 tensors that name no layer of this model.*same family"):
+        read(tmp_path / "flux.safetensors", names, ("lora_te",))
+    (tmp_path / "cut.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(LoomError, match="no readable safetensors file"):
+        read(tmp_path / "cut.safetensors", names, ("lora_te",))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_original_names_are_those_of_comfyui_when_it_is_there(blocks: int) -> None:
+    """Spot checks; tests/host compares every layer of the full-size families with ComfyUI's own table."""
+    assert ldm_name("down_blocks.0.attentions.1.proj_in", 2) == "input_blocks.2.1.proj_in"
+    assert ldm_name("down_blocks.0.downsamplers.0.conv", blocks) == f"input_blocks.{blocks + 1}.0.op"
+    assert ldm_name("up_blocks.1.resnets.0.conv_shortcut", blocks) == f"output_blocks.{blocks + 1}.0.skip_connection"
+    assert ldm_name("mid_block.resnets.1.time_emb_proj", blocks) == "middle_block.2.emb_layers.1"
+
+
+def test_adapters_go_on_from_half_precision(model: backbone.DiffusersModel) -> None:
+    config = AdapterConfig(rank=4, target_modules=(r"attn2\.to_k$",))
+    with adapted(model, config, 0) as adapters:
+        saved = {a.key: {k: v.detach().half() for k, v in a.tensors().items()} for a in adapters}
+        for adapter in adapters:
+            adapter.load(saved[adapter.key])
+            assert all(p.dtype == torch.float32 and p.requires_grad for p in adapter.parameters())
