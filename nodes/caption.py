@@ -5,7 +5,7 @@ import comfy.model_management
 import comfy.utils
 
 from ..trainer.captioners import clip_tags
-from ..trainer.captioners.captioning import EXISTING, LABELS, SAVE_AS, caption_dataset, parse_labels
+from ..trainer.captioners.captioning import EXISTING, LABELS, SAVE_AS, caption_dataset, parse_labels, written_files
 from ..trainer.data.folder import fingerprint
 from ..trainer.errors import LoomError
 from . import dataset as dataset_node
@@ -49,7 +49,8 @@ class AutoCaption(io.ComfyNode):
     @classmethod
     def execute(cls, dataset, method, model, labels, max_tags, prefix, suffix, existing, save_as) -> io.NodeOutput:
         wanted = parse_labels(labels)
-        before = fingerprint(dataset.folder)
+        own = written_files(dataset, save_as)
+        before, others = fingerprint(dataset.folder), fingerprint(dataset.folder, leave_out=own)
         bar = None
 
         def progress(done: int, total: int) -> None:
@@ -69,7 +70,7 @@ class AutoCaption(io.ComfyNode):
         finally:
             del tagger
             comfy.model_management.soft_empty_cache()
-        if save_as != "nothing":
+        if own and fingerprint(dataset.folder, leave_out=own) == others:  # else the user has edited it meanwhile
             dataset_node.written(before, fingerprint(dataset.folder))
         events.show(cls.hidden.unique_id, report)
         return io.NodeOutput(captioned, [captioned.caption(p) for p in captioned.pictures], report)

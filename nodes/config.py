@@ -123,6 +123,9 @@ class LoRAConfig(io.ComfyNode):
             given.setdefault("adapter", {})["init_lora"] = init_lora
         config = presets.merge(presets.load(preset), given)
         a = config.adapter
+        advice = presets.load(preset)
+        steps, rate = advice.get("train", {}).get("steps"), advice.get("optim", {}).get("learning_rate")
+        advised = f"\nThe preset advises {steps or config.train.steps} steps at {rate or config.optim.learning_rate:g} in Train LoRA"
         events.show(cls.hidden.unique_id, f"{a.algorithm} rank {a.rank} alpha {a.alpha:g} on {', '.join(a.target_modules) or a.targets}, "
-                                          f"{config.optim.optimizer}, {config.optim.scheduler}")
+                                          f"{config.optim.optimizer}, {config.optim.scheduler}{advised}")
         return io.NodeOutput(config)

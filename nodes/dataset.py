@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import torch
+from server import PromptServer
 
 from ..trainer.data import folder as reading
 from ..trainer.data.buckets import bucket_for, fit, to_tensor
@@ -12,12 +13,27 @@ from .schema import Dataset, io, output, schema, widget
 
 SOURCES = ["auto", "metadata", "sidecar", "folder name", "none"]
 _SHOWN = 200  # pictures in the `images` output: more would not fit in memory
-_same: dict[str, str] = {}  # fingerprint after AutoCaption wrote captions -> the one before
+_BYTES = 512 * 2**20  # and no more than this
+_same: dict[str, str] = {}  # fingerprint of a folder -> what stands for it in graphs that caption it
 
 
 def written(before: str, after: str) -> None:
-    """Our own captions, just written, are no reason to run everything again."""
-    _same[after] = _same.get(before, before)
+    """AutoCaption's own captions, just written, are no reason to run its graph again; taking them away is one."""
+    if before != after:
+        _same[after], _same[before] = _same.get(before, before), f"{before} again {len(_same)}"
+
+
+def _captioned_by_the_graph(folder: str) -> bool:
+    """Whether the prompt that runs now holds an AutoCaption that writes into this folder."""
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    for item in list(getattr(queue, "currently_running", {}).values()):
+        for node in item[2].values():
+            inputs = node.get("inputs", {})
+            if node.get("class_type") == "AutoCaption" and inputs.get("save_as") != "nothing" and isinstance(inputs.get("dataset"), list):
+                source = item[2].get(str(inputs["dataset"][0]), {})
+                if source.get("class_type") == "LoadDataset" and source.get("inputs", {}).get("folder") == folder:
+                    return True
+    return False
 
 
 class LoadDataset(io.ComfyNode):
@@ -62,23 +78,27 @@ class LoadDataset(io.ComfyNode):
             print_ = reading.fingerprint(folders.dataset(folder))
         except LoomError:
             return "missing"
-        return _same.get(print_, print_)
+        return _same.get(print_, print_) if _captioned_by_the_graph(folder) else print_
 
     @classmethod
     def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets) -> io.NodeOutput:
         found = reading.read_dataset(
             folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
             repeats=repeats, flip=flip, buckets=buckets, poll=events.interrupted)
-        report = found.report()
+        shown = _images(found)
+        report = found.report() + (f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else "")
         events.show(cls.hidden.unique_id, report)
-        return io.NodeOutput(found, _images(found), report)
+        return io.NodeOutput(found, shown, report)
 
 
 def _images(found: reading.Dataset) -> list[torch.Tensor]:
-    """The pictures as the buckets crop them, each (1, H, W, 3) in 0..1; the first 200."""
-    shown = []
+    """The pictures as the buckets crop them, each (1, H, W, 3) in 0..1; the first 200, or fewer where they are large."""
+    shown, room = [], _BYTES
     for picture in found.pictures[:_SHOWN]:
         events.interrupted()
         size = bucket_for(picture.width, picture.height, found.resolution, 16, found.buckets)
+        room -= size[0] * size[1] * 12
+        if room < 0 and shown:
+            break
         shown.append(to_tensor(fit(open_picture(picture.path), size)[0]).movedim(0, -1)[None])
     return shown

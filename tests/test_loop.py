@@ -15,8 +15,9 @@ from diffusers.training_utils import compute_snr
 from lora_loom.trainer import loop
 from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones import diffusers as backbone
+from lora_loom.trainer.backbones.protocol import Batch
 from lora_loom.trainer.config import SCHEDULERS, LoomConfig
-from lora_loom.trainer.data.batches import batches, encode
+from lora_loom.trainer.data.batches import batches, encode, without_concept
 from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
@@ -365,3 +366,42 @@ def test_pictures_without_a_caption_need_a_trigger_word(model: backbone.Diffuser
         run(model, read_dataset(pictures, resolution=64, min_size=32), CONFIG, tmp_path)
     assert not (tmp_path / "runs").exists()
     assert run(model, read_dataset(pictures, resolution=64, min_size=32, trigger_word="zx"), CONFIG, tmp_path).steps == 3
+
+
+# ---------------------------------------------------------------- preservation
+
+def test_captions_without_the_concept() -> None:
+    assert without_concept("a red Star on a blue background", "star", ("ring", "cross")) == ["a red ring on a blue background", "a red cross on a blue background"]
+    assert without_concept("zxmug, on a table", "zxmug", ()) == ["on a table"]
+    assert without_concept("a zxmug mug", "zxmug", ()) == ["a mug"]
+    assert without_concept("", "zxmug", ("mug",)) == [""]
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora", "lokr", "oft"])
+def test_preservation_keeps_the_answer_to_other_captions(model: backbone.DiffusersModel, pictures: Path, tmp_path: Path, algorithm: str) -> None:
+    """The same run with and without: what the base says to captions without the word changes several times less."""
+    dataset = read_dataset(pictures, resolution=64, min_size=32, trigger_word="circle")
+    noisy, timesteps = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([100, 400, 700, 950])
+    with torch.no_grad():
+        other = [model.encode_captions([f"a {c} ring"])[0] for c in COLOURS]
+        batch = Batch(noisy, [""] * 4, other)
+        base = model.predict(noisy, timesteps, batch, other)
+    changes = []
+    for weight in (0.0, 5.0):
+        config = CONFIG.replace(adapter={"algorithm": algorithm, "targets": "all linear+conv", "rank": 4}, optim={"learning_rate": 2e-3},
+                                loss={"preservation": weight, "preservation_words": ("ring", "cross")}, train={"steps": 40, "batch_size": 4})
+        seen: dict[str, torch.Tensor] = {}
+
+        def look(now: Progress, seen: dict[str, torch.Tensor] = seen) -> None:
+            if now.phase == "train" and now.step == now.total:
+                with torch.no_grad():
+                    seen["answer"] = model.predict(noisy, timesteps, batch, other)
+
+        run(model, dataset, config, tmp_path, progress=look)
+        changes.append((seen["answer"] - base).square().mean().item())
+    assert changes[1] < changes[0] / 2 and changes[0] > 1e-5, changes
+
+
+def test_preservation_needs_a_trigger_word(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(LoomError, match="preservation 1 without a trigger word.*LoadDataset.trigger_word"):
+        run(model, dataset, CONFIG.replace(loss={"preservation": 1.0}), tmp_path)

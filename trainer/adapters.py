@@ -76,8 +76,12 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
             raise LoomError(f"target_modules {list(config.target_modules)} holds an invalid pattern ({error}): "
                             "use regular expressions over diffusers' layer names, such as attn2\\.to_k$") from error
         names = model.layer_names(prefix)
-        layers = {own: m for own, m in root.named_modules() if own in names and isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
-        selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own in layers if any(w.search(names[own]) for w in wanted)}
+        layers = {own: m for own, m in root.named_modules() if own in names and any(w.search(names[own]) for w in wanted)}
+        odd = [own for own, m in layers.items() if not isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and hasattr(m, "weight")]
+        if odd:
+            raise LoomError(f"MODEL has {len(odd)} layers of a quantized kind, such as {odd[0]}, which cannot be trained on yet: "
+                            "load the checkpoint in fp16, bf16 or plain fp8")
+        selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own, m in layers.items() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
     if not selected["lora_unet"]:
         raise LoomError(f"targets {list(config.target_modules) or config.targets!r} match no layer of {model.family.title}: "
                         "use attention, attention+ff, all linear, all linear+conv, or patterns such as attn1\\.to_q$")

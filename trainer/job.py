@@ -78,6 +78,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
     """What will run, in words, before anything is loaded."""
     each, total = steps_per_epoch(dataset, config, family), total_steps(dataset, config, family)
     seen = total * config.train.batch_size * config.train.gradient_accumulation_steps / max(1, len(dataset.pictures))
+    unused = [f"epochs {config.train.epochs} is not used: steps {config.train.steps} decides, set it to 0 to count by epochs"]
     return "\n".join([
         f"{family.title}: {config.adapter.algorithm} rank {config.adapter.rank} alpha {config.adapter.alpha:g} on "
         f"{', '.join(config.adapter.target_modules) or config.adapter.targets}{' and text encoders' if config.adapter.train_text_encoder else ''}",
@@ -87,6 +88,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
         f"{total / each:.1f} epochs: each picture is seen about {seen:.0f} times",
         f"{config.optim.optimizer} at {config.optim.learning_rate:g}, {config.optim.scheduler} with {config.optim.warmup_steps} warm-up steps, "
         f"min-SNR gamma {config.loss.min_snr_gamma:g}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
+        *(unused if config.train.epochs and config.train.steps else []),
     ])
 
 
@@ -156,6 +158,8 @@ def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, r
     recent = history[-50:]
     report = (f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {sum(recent) / max(1, len(recent)):.4f}. "
               f"Saved as {saver.path.name}")
+    if config.train.epochs and config.train.steps:
+        report += f". epochs {config.train.epochs} was not used: steps decides"
     return Result(saver.path, saver.lora, history, len(history), stopped, run, report)
 
 

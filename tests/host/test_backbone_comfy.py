@@ -285,7 +285,7 @@ def test_another_lora_on_the_model_stays_in_force_and_is_trained_on_top_of(comfy
     plain_context = comfy.Model(model, clip, vae).encode_captions([CAPTION])[0].context
     assert (context - plain_context).abs().max() > 0.01 and (wanted - by_comfyui(comfy, model, context)).abs().max() > 0.01
 
-    with adapted(loom, config.adapter, 0), loom.training("fp32", True, False):  # step 0: B is zero
+    with loom.training("fp32", True, False), adapted(loom, config.adapter, 0):  # step 0: B is zero
         torch.testing.assert_close(loom.encode_captions([CAPTION])[0].context, context, rtol=0, atol=1e-4)
         torch.testing.assert_close(predict(loom), wanted, rtol=0, atol=5e-4)
 
@@ -300,6 +300,40 @@ def test_another_lora_on_the_model_stays_in_force_and_is_trained_on_top_of(comfy
     torch.testing.assert_close(by_comfyui(comfy, both.patcher, context), live["epsilon"], rtol=0, atol=1e-3)
     comfy.model_management.unload_all_models()
     assert all(torch.equal(v, values[k]) for k, v in base_tensors(model.model, clip.cond_stage_model).items())
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_another_lora_is_in_force_also_where_the_model_was_never_loaded(
+        comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, text_encoder: bool) -> None:
+    """ComfyUI finds the weights to patch by their names: none of ours may be in the tree when it loads."""
+    model, clip, vae = toy
+    config = CONFIG.replace(adapter={"train_text_encoder": True}, optim={"learning_rate": 2e-2, "text_encoder_lr": 2e-2})
+    other = run(comfy.Model(model, clip, vae), dataset, config, tmp_path / "other").lora
+    losses, pointers = {}, []
+    for warm in (True, False):
+        comfy.model_management.unload_all_models()
+        stacked = comfy.sd.load_lora_for_models(model, clip, other, 0.8, 0.8)
+        loom = comfy.Model(*stacked, vae)
+        if warm:
+            with torch.inference_mode():
+                comfy.model_management.load_models_gpu([stacked[0], stacked[1].patcher])
+        quiet = CONFIG.replace(adapter={"train_text_encoder": text_encoder}, train={"seed": 3})
+        losses[warm] = run(loom, dataset, quiet, tmp_path / str(warm)).losses
+        after = by_comfyui(comfy, stacked[0], loom.encode_captions([CAPTION])[0].context)
+        assert (after - by_comfyui(comfy, model, loom.encode_captions([CAPTION])[0].context)).abs().max() > 0.01
+        with torch.inference_mode():
+            comfy.model_management.unload_all_models()
+        pointers.append([p.data_ptr() for p in model.model.parameters()])
+    assert losses[True] == losses[False]
+    plain = run(comfy.Model(model, clip, vae), dataset, quiet, tmp_path / "plain").losses
+    assert plain[0] != losses[True][0]
+    assert pointers[0] == pointers[1]
+
+
+def test_a_vae_of_another_family(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path) -> None:
+    wide = SimpleNamespace(first_stage_model=object(), patcher=toy[2].patcher, encode=lambda pixels: torch.zeros(len(pixels), 16, 8, 8))
+    with pytest.raises(LoomError, match=r"vae gives latents of shape \(3, 16, 8, 8\).*TrainLoRA.vae"):
+        run(comfy.Model(toy[0], toy[1], wide), dataset, CONFIG, tmp_path)
 
 
 @pytest.mark.parametrize(("class_name", "unet"), [

@@ -122,7 +122,11 @@ class ComfyModel:
         if prefix == "lora_unet":
             names = comfy.utils.unet_to_diffusers(self.patcher.model.model_config.unet_config)
             return {own[:-len(".weight")]: name[:-len(".weight")] for name, own in names.items() if own.endswith(".weight")}
-        return {name: name for name, _ in self.modules(True)[prefix].named_modules() if ".layers." in name}
+        names = {name: name for name, _ in self.modules(True)[prefix].named_modules() if ".layers." in name}
+        if self.family.id == "sd2":  # it reads the last layer but one; diffusers' has no other
+            last = max(int(name.split(".layers.")[1].split(".")[0]) for name in names)
+            names = {name: name for name in names if f".layers.{last}." not in f"{name}."}
+        return names
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():  # see load

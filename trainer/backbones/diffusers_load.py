@@ -76,15 +76,20 @@ def _folder(path: Path, dtype: torch.dtype) -> Parts:
     for needed in ("unet/config.json", "vae/config.json", "text_encoder/config.json"):
         if not (path / needed).is_file():
             raise LoomError(f"base_model folder {path.name!r} has no {needed}: {_FORMS}; a diffusers folder holds unet, vae, text_encoder and scheduler")
-    local = {"local_files_only": True, "use_safetensors": True}
+    def local(part: str) -> dict:
+        """from_pretrained's options; many downloads hold the fp16 variant alone."""
+        whole = [f for f in (path / part).glob("*.safetensors") if ".fp16" not in f.name]
+        return {"local_files_only": True, "use_safetensors": True, **({} if whole else {"variant": "fp16"})}
+
     try:
-        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype, **local)
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype, **local("unet"))
         kind = json.loads((path / "vae/config.json").read_text(encoding="utf-8")).get("_class_name")
-        vae = (AutoencoderTiny if kind == "AutoencoderTiny" else AutoencoderKL).from_pretrained(path, subfolder="vae", torch_dtype=torch.float32, **local)
-        texts = [CLIPTextModel.from_pretrained(path / "text_encoder", torch_dtype=dtype, **local)]
+        vae_class = AutoencoderTiny if kind == "AutoencoderTiny" else AutoencoderKL
+        vae = vae_class.from_pretrained(path, subfolder="vae", torch_dtype=torch.float32, **local("vae"))
+        texts = [CLIPTextModel.from_pretrained(path / "text_encoder", torch_dtype=dtype, **local("text_encoder"))]
         second = path / "text_encoder_2"
         if second.is_dir():
-            texts.append(CLIPTextModelWithProjection.from_pretrained(second, torch_dtype=dtype, **local))
+            texts.append(CLIPTextModelWithProjection.from_pretrained(second, torch_dtype=dtype, **local("text_encoder_2")))
     except (OSError, ValueError, KeyError) as error:
         raise LoomError(f"base_model folder {path.name!r} could not be loaded: {error}") from error
     config = path / "scheduler/scheduler_config.json"

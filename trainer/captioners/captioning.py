@@ -85,6 +85,13 @@ def caption_dataset(dataset: Dataset, tagger: Captioner, *, labels: list[str], m
     return dataset.with_captions(made), "\n".join(lines + ([saved] if saved else []))
 
 
+def written_files(dataset: Dataset, save_as: str) -> set[str]:
+    """The names of the files, relative to the folder, that saving may write."""
+    if save_as == "nothing":
+        return set()
+    return {save_as} if save_as == "metadata.csv" else {_sidecar(picture.name) for picture in dataset.pictures}
+
+
 def save_captions(dataset: Dataset, save_as: str) -> str:
     """Write the captions (without the trigger word) into the dataset's folder; returns a line that says where.
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,14 +157,17 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
                    tuple(left_out), warnings + _captionless(pictures, trigger_word))
 
 
-def fingerprint(folder: str | Path) -> str:
-    """sha256 over every picture's and caption file's name, size and time, and over the captions' bytes; cheap, and never raises."""
+def fingerprint(folder: str | Path, leave_out: Collection[str] = ()) -> str:
+    """sha256 over every picture's and caption file's name, size and time, and over the captions' bytes; cheap, and never raises.
+
+    Files whose names relative to the folder are in `leave_out` do not count.
+    """
     digest = hashlib.sha256()
     try:
         files, _ = _walk(Path(folder or "\0"))  # not Path(""), which is wherever the program was started
         for name, path in files.items():
             text = name.lower().endswith(SIDECARS) or name in METADATA
-            if text or name.lower().endswith(SUFFIXES):
+            if name not in leave_out and (text or name.lower().endswith(SUFFIXES)):
                 stat = path.stat()
                 digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
                 digest.update(path.read_bytes() if text else b"")

@@ -46,6 +46,9 @@ def run_demo(out: Path, steps: int | None = None) -> int:
     comfyui = os.environ.get("COMFYUI_PATH")
     started = time.time()
     concept, others = prompts()
+    if comfyui and not WORKFLOW.is_file():
+        print(f"{WORKFLOW.name} is not installed with the package: ComfyUI is not used; a git clone has it", flush=True)
+        comfyui = None
     if comfyui:
         print(f"ComfyUI found: training through its server with {WORKFLOW.name}", flush=True)
         from .demo_server import through_server
