@@ -56,7 +56,10 @@ class LoRAConfig(io.ComfyNode):
                        "Which layers learn. attention is light; attention+ff suits most; + conv for fine texture.", options=list(TARGETS)),
                 option(io.Boolean, "train_text_encoder",
                        "Also train the text encoder. Helps a new word, easily spoils other prompts; costs time and memory."),
-                option(io.Combo, "optimizer", "The optimizer.", options=list(OPTIMIZERS)),
+                option(io.Combo, "optimizer",
+                       "adamw suits most. adamw8bit and paged_adamw8bit save memory on CUDA; lion wants a third of the learning rate; prodigy and"
+                       " schedule_free_adamw need no schedule, prodigy a learning rate of 1. Some need a package, which"
+                       " the message names.", options=list(OPTIMIZERS)),
                 option(io.Combo, "scheduler", "How the learning rate moves over the run.", options=list(SCHEDULERS)),
                 option(io.Int, "warmup_steps", "Steps in which the learning rate rises from 0.", min=0, max=1_000_000),
                 option(io.Float, "min_snr_gamma",

@@ -192,14 +192,27 @@ def test_an_input_changed_in_place_after_a_layer_norm() -> None:
 def test_what_cannot_be_frozen_is_left_alone() -> None:
     reflect = torch.nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect").requires_grad_(False)
     same = torch.nn.Conv2d(2, 2, 3, padding="same").requires_grad_(False)
-    trained, hooked = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).requires_grad_(False)
+    hooked = torch.nn.Linear(2, 2).requires_grad_(False)
     hooked.forward = lambda x: x * 3  # another pack's doing
-    network = torch.nn.ModuleList([reflect, same, trained, hooked, torch.nn.SiLU()])
+    network = torch.nn.ModuleList([reflect, same, hooked, torch.nn.SiLU()])
     assert function_for(reflect) is None and function_for(same) is None
     before = [dict(m.__dict__) for m in network]
     with weights_on_demand(network, fetch):
         assert [dict(m.__dict__) for m in network] == before
         assert torch.equal(hooked(torch.ones(2)), torch.full((2,), 3.0))
+
+
+def test_weights_that_ask_for_gradients_do_so_again_afterwards() -> None:
+    """ComfyUI's parameters do, made as they are inside inference mode."""
+    with torch.inference_mode():
+        network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Embedding(3, 2))
+    network[1].weight.requires_grad = False
+    with weights_on_demand(network, fetch):
+        assert not any(p.requires_grad for p in network.parameters())
+        x = torch.ones(1, 2, requires_grad=True)
+        network[0](x).sum().backward()
+        assert x.grad is not None and network[0].weight.grad is None
+    assert [p.requires_grad for p in network.parameters()] == [True, True, False]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -192,7 +192,7 @@ def test_mixed_precision(folder, written, meant):
     ("learning_rate: fast", ["learning_rate 'fast'", "must be a number"]),
     ("learning_rate: 2", ["learning_rate 2", "above 1"]),
     ("train_text_encoder: maybe", ["train_text_encoder 'maybe'", "true or false"]),
-    ("optimizer: AdamW8bit", ["optimizer 'AdamW8bit'", "one of adamw", "did you mean 'adamw'"]),
+    ("optimizer: AdamW4bit", ["optimizer 'AdamW4bit'", "one of adamw", "did you mean 'adamw"]),
     ("scheduler: cosin", ["scheduler 'cosin'", "did you mean 'cosine'"]),
     ("algorithm: locon", ["algorithm 'locon'", "lora, dora"]),
     ("mixed_precision: fp16", ["mixed_precision 'fp16'", "bf16"]),

@@ -22,7 +22,7 @@ VENV = VENV if VENV.is_absolute() else ROOT / VENV
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "lora-loom.stamp"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-EXTRAS = "standalone,test,dev,logs"
+EXTRAS = "standalone,test,dev,logs,optimizers"
 NEEDED = "torch, torchvision, diffusers, transformers, peft, accelerate, open_clip, safetensors, yaml, pytest, pytest_timeout, lora_loom"
 
 

@@ -16,7 +16,7 @@ from .errors import LoomError
 
 ALGORITHMS = ("lora", "dora", "rslora", "loha", "lokr", "oft")
 TARGETS = ("attention", "attention+ff", "all linear", "all linear+conv")
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "lion", "prodigy", "schedule_free_adamw")
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 PRECISIONS = ("auto", "fp32", "bf16")
 SAVE_DTYPES = ("fp16", "bf16", "fp32")

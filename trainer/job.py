@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import loop
+from . import loop, optim
 from .adapters import Adapter, adapted, select, size
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
@@ -69,6 +69,10 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
     if not any(dataset.caption(p) for p in dataset.pictures):
         raise LoomError(f"captions are missing: none of the {len(dataset.pictures)} pictures has one and trigger_word is empty, so that no prompt could "
                         "call what is learned; set LoadDataset.trigger_word, put .txt files beside the pictures, or let AutoCaption write them")
+    optim.find(config.optim.optimizer)
+    if config.optim.optimizer == "prodigy" and config.optim.learning_rate < 0.1:
+        raise LoomError(f"learning_rate {config.optim.learning_rate:g} with prodigy: it finds the rate itself and multiplies it by this one; "
+                        "set TrainLoRA.learning_rate to 1")
     if config.loss.preservation and not dataset.trigger_word:
         raise LoomError(f"preservation {config.loss.preservation:g} without a trigger word: it keeps the model's answer to captions without that word; "
                         "set LoadDataset.trigger_word to the word that all captions share, or preservation to 0")

@@ -28,41 +28,43 @@ def train(model: TrainableModel, adapters: list[Adapter], batches: Iterator[Batc
     accumulation = config.train.gradient_accumulation_steps
     started, smoothed = time.perf_counter(), None
 
-    for step in range(len(history), steps):
-        total = 0.0
-        for _ in range(accumulation):
-            hooks.poll()
-            batch = next(batches)
-            latents = batch.latents.to(model.device)
-            timesteps = torch.randint(len(alphas), (len(latents),), generator=generator).to(model.device)
-            noise = _noise(latents, config.loss.noise_offset, generator)
-            noisy = losses.add_noise(latents, noise, alphas, timesteps)
-            conditioning = batch.conditioning if batch.conditioning is not None else model.encode_captions(batch.captions)
-            predicted = model.predict(noisy, timesteps, batch, conditioning)
-            wanted = losses.target(latents, noise, alphas, timesteps, model.prediction)
-            weights = losses.min_snr_weights(alphas, timesteps, config.loss.min_snr_gamma, model.prediction)
-            loss = losses.weighted_mse(predicted, wanted, weights) / accumulation
-            if config.loss.preservation:
-                loss = loss + config.loss.preservation * _change(model, adapters, noisy, timesteps, batch) / accumulation
-            loss.backward()
-            total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm or math.inf).item()
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise LoomError(f"loss {total} and gradient norm {norm} at step {step + 1}: they must be finite numbers; lower the learning rate "
-                            f"({config.optim.learning_rate:g}), or use precision fp32")
-        rate = schedule.get_last_lr()[0]
-        optimizer.step()
-        for adapter in adapters:
-            adapter.settle()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+    with optim.stepping(optimizer):
+        for step in range(len(history), steps):
+            total = 0.0
+            for _ in range(accumulation):
+                hooks.poll()
+                batch = next(batches)
+                latents = batch.latents.to(model.device)
+                timesteps = torch.randint(len(alphas), (len(latents),), generator=generator).to(model.device)
+                noise = _noise(latents, config.loss.noise_offset, generator)
+                noisy = losses.add_noise(latents, noise, alphas, timesteps)
+                conditioning = batch.conditioning if batch.conditioning is not None else model.encode_captions(batch.captions)
+                predicted = model.predict(noisy, timesteps, batch, conditioning)
+                wanted = losses.target(latents, noise, alphas, timesteps, model.prediction)
+                weights = losses.min_snr_weights(alphas, timesteps, config.loss.min_snr_gamma, model.prediction)
+                loss = losses.weighted_mse(predicted, wanted, weights) / accumulation
+                if config.loss.preservation:
+                    loss = loss + config.loss.preservation * _change(model, adapters, noisy, timesteps, batch) / accumulation
+                loss.backward()
+                total += loss.item()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm or math.inf).item()
+            if not (math.isfinite(total) and math.isfinite(norm)):
+                raise LoomError(f"loss {total} and gradient norm {norm} at step {step + 1}: they must be finite numbers; lower the learning rate "
+                                f"({config.optim.learning_rate:g}), or use precision fp32")
+            rate = optim.rate(optimizer, schedule)
+            optimizer.step()
+            for adapter in adapters:
+                adapter.settle()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        history.append(total)
-        smoothed = total if smoothed is None else 0.95 * smoothed + 0.05 * total
-        speed = (step + 1) / max(time.perf_counter() - started, 1e-9)
-        hooks.progress(Progress("train", step + 1, steps, total, smoothed, rate, norm, speed, (steps - step - 1) / speed))
-        if hooks.should_stop():
-            break
+            history.append(total)
+            smoothed = total if smoothed is None else 0.95 * smoothed + 0.05 * total
+            speed = (step + 1) / max(time.perf_counter() - started, 1e-9)
+            with optim.shown(optimizer):
+                hooks.progress(Progress("train", step + 1, steps, total, smoothed, rate, norm, speed, (steps - step - 1) / speed))
+            if hooks.should_stop():
+                break
 
 
 def _change(model: TrainableModel, adapters: list[Adapter], noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,22 +1,114 @@
-"""Optimizer and learning-rate schedule by kept libraries: torch's AdamW, diffusers' schedules."""
+"""Optimizer and learning-rate schedule, each from a kept library: torch, transformers, bitsandbytes, lion-pytorch …; diffusers.
+
+An optimizer is a row of the table below. Those of optional packages say which one is missing.
+"""
 from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
 
 from .adapters import Adapter
 from .config import OptimConfig
+from .errors import LoomError
+
+
+@dataclass(frozen=True)
+class _Row:
+    module: str  # where the class is
+    name: str
+    package: str  # what pip calls it; "" for torch's own
+    options: Callable[[OptimConfig, bool], dict[str, Any]]  # for (configuration, whether everything is on CUDA)
+    cuda_only: bool = False
+
+
+def _common(c: OptimConfig, cuda: bool) -> dict[str, Any]:
+    return {"betas": (c.beta1, c.beta2), "weight_decay": c.weight_decay}
+
+
+OPTIMIZERS = {
+    # Loshchilov & Hutter 2019, arXiv:1711.05101
+    "adamw": _Row("torch.optim", "AdamW", "", lambda c, cuda: {**_common(c, cuda), "fused": cuda}),
+    # Dettmers et al. 2022, arXiv:2110.02861
+    "adamw8bit": _Row("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _common, cuda_only=True),
+    "paged_adamw8bit": _Row("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes", _common, cuda_only=True),
+    # Shazeer & Stern 2018, arXiv:1804.04235, at the rate that is given: torch scales its own by the weights, and B starts at 0
+    "adafactor": _Row("transformers.optimization", "Adafactor", "transformers",
+                      lambda c, cuda: {"weight_decay": c.weight_decay, "scale_parameter": False, "relative_step": False}),
+    # Chen et al. 2023, arXiv:2302.06675; its own second beta is 0.99
+    "lion": _Row("lion_pytorch", "Lion", "lion-pytorch", lambda c, cuda: {"betas": (c.beta1, min(c.beta2, 0.99)), "weight_decay": c.weight_decay}),
+    # Mishchenko & Defazio 2023, arXiv:2306.06101, with its authors' advice for diffusion models
+    "prodigy": _Row("prodigyopt", "Prodigy", "prodigyopt", lambda c, cuda: {**_common(c, cuda), "use_bias_correction": True, "safeguard_warmup": True}),
+    # Defazio et al. 2024, arXiv:2405.15682; it warms up by itself
+    "schedule_free_adamw": _Row("schedulefree", "AdamWScheduleFree", "schedulefree", lambda c, cuda: {**_common(c, cuda), "warmup_steps": c.warmup_steps}),
+}
+
+
+def find(name: str) -> type[torch.optim.Optimizer]:
+    """The optimizer's class; LoomError naming the package where it is missing."""
+    row = OPTIMIZERS[name]
+    try:
+        return getattr(importlib.import_module(row.module), row.name)
+    except (ImportError, AttributeError) as error:
+        if not row.package:
+            raise LoomError(f"optimizer {name!r} is not in torch {torch.__version__}: use adamw, or a newer torch") from error
+        raise LoomError(f"optimizer {name!r} needs the package {row.package}, which cannot be imported ({error}): "
+                        f"install it with `python -m pip install {row.package}`, or use adamw") from error
 
 
 def build(adapters: list[Adapter], config: OptimConfig, total_steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW over the adapters, text encoders at their own rate, and the schedule over `total_steps` optimizer steps."""
+    """The optimizer over the adapters, text encoders and patterns at their own rates, and the schedule over `total_steps` optimizer steps.
+
+    Prodigy multiplies every rate by the step size that it finds, so text encoders get the general one there.
+    """
     rates: dict[float, list[torch.nn.Parameter]] = {config.learning_rate: []}  # first, for its rate is the one that is shown
     for adapter in adapters:
-        general = config.learning_rate if adapter.key.startswith("lora_unet") else config.text_encoder_lr
+        text = not adapter.key.startswith("lora_unet") and config.optimizer != "prodigy"
+        general = config.text_encoder_lr if text else config.learning_rate
         rates.setdefault(general if adapter.learning_rate is None else adapter.learning_rate, []).extend(adapter.parameters())
     groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items() if parameters]
-    fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
+    row, kind = OPTIMIZERS[config.optimizer], find(config.optimizer)
+    cuda = all(p.device.type == "cuda" for group in groups for p in group["params"])
+    if row.cuda_only and not cuda:
+        raise LoomError(f"optimizer {config.optimizer!r} works on CUDA alone, and the adapters are on the CPU: use adamw")
     # diffusers' polynomial schedule reads the optimizer's own rate, not the groups'
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=fused)
-    schedule = get_scheduler(config.scheduler, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps, num_cycles=config.cycles)
-    return optimizer, schedule
+    optimizer = kind(groups, lr=config.learning_rate, **row.options(config, cuda))
+    name, warmup = ("constant", 0) if config.optimizer == "schedule_free_adamw" else (config.scheduler, config.warmup_steps)
+    return optimizer, get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps, num_cycles=config.cycles)
+
+
+@contextmanager
+def stepping(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """The adapters hold what is stepped inside, and on every way out what is to be kept."""
+    _average(optimizer, False)
+    try:
+        yield
+    finally:
+        _average(optimizer, True)
+
+
+@contextmanager
+def shown(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """The adapters hold what is to be kept inside `stepping`."""
+    _average(optimizer, True)
+    try:
+        yield
+    finally:
+        _average(optimizer, False)
+
+
+def _average(optimizer: torch.optim.Optimizer, on: bool) -> None:
+    """Schedule-free optimizers step one point and give another, an average."""
+    switch = getattr(optimizer, "eval" if on else "train", None)
+    if switch is not None:
+        switch()
+
+
+def rate(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
+    """The effective learning rate of the first group; Prodigy's is scaled by what it has found."""
+    return schedule.get_last_lr()[0] * optimizer.param_groups[0].get("d", 1.0)

@@ -45,7 +45,7 @@ KEYS = (
     Key("train_text_encoder", "adapter.train_text_encoder", "train the text encoders too"),
     Key("learning_rate", "optim.learning_rate", "for the UNet"),
     Key("text_encoder_lr", "optim.text_encoder_lr", "for the text encoders, where they are trained"),
-    Key("optimizer", "optim.optimizer", "adamw"),
+    Key("optimizer", "optim.optimizer", "adamw, adamw8bit, paged_adamw8bit, adafactor, lion, prodigy or schedule_free_adamw"),
     Key("scheduler", "optim.scheduler", "learning-rate schedule, as diffusers names it"),
     Key("lr_warmup_steps", "optim.warmup_steps", "optimizer steps until the full learning rate"),
     Key("weight_decay", "optim.weight_decay", "AdamW's"),

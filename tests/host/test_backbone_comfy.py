@@ -14,7 +14,7 @@ import torch
 from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones import diffusers as diffusers_backbone
 from lora_loom.trainer.backbones.protocol import Batch
-from lora_loom.trainer.config import ALGORITHMS, TARGETS, LoomConfig
+from lora_loom.trainer.config import ALGORITHMS, TARGETS, AdapterConfig, LoomConfig
 from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
@@ -300,6 +300,30 @@ def test_another_lora_on_the_model_stays_in_force_and_is_trained_on_top_of(comfy
     torch.testing.assert_close(by_comfyui(comfy, both.patcher, context), live["epsilon"], rtol=0, atol=1e-3)
     comfy.model_management.unload_all_models()
     assert all(torch.equal(v, values[k]) for k, v in base_tensors(model.model, clip.cond_stage_model).items())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_weight_is_kept_for_backward(comfy: SimpleNamespace, toy: tuple, algorithm: str, precision: str) -> None:
+    """Neither a base weight nor a cast copy of one: nothing that autograd saves is as large as a layer's weight and of its shape."""
+    loom = comfy.Model(*toy)
+    loom.unet.requires_grad_(False)
+    with torch.inference_mode():
+        for parameter in loom.unet.parameters():
+            parameter.requires_grad = True  # as loader nodes leave them
+    places = {p.data_ptr() for p in loom.unet.parameters()}
+    shapes = {tuple(p.shape) for p in loom.unet.parameters() if p.ndim == 2 and p.shape[0] != 3}
+    noisy, kept = torch.randn(3, 4, 8, 8), []
+    with torch.inference_mode(False), torch.no_grad():
+        conditioning = [loom.encode_captions([CAPTION])[0]] * 3
+    with torch.inference_mode(False), loom.training(precision, False, False), adapted(loom, AdapterConfig(algorithm=algorithm, rank=5), 0), torch.enable_grad():
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            loom.predict(noisy, torch.tensor([1, 500, 900]), Batch(noisy, [CAPTION] * 3, conditioning), conditioning).sum().backward()
+        assert not any(p.requires_grad for p in toy[0].model.diffusion_model.input_blocks[0].parameters())
+    assert kept and not [t.shape for t in kept if t.data_ptr() in places]
+    if algorithm != "loha":  # its full difference is of that shape
+        assert not [t.shape for t in kept if tuple(t.shape) in shapes or tuple(t.T.shape if t.ndim == 2 else ()) in shapes]
+    assert all(p.requires_grad and p.grad is None for p in loom.unet.parameters())
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])

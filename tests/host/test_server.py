@@ -295,6 +295,9 @@ FAILURES = {
     "no vae": (lambda c: without("vae", 2), ["vae is empty", "VAELoader"]),
     "no clip": (lambda c: without("clip", 1), ["clip is empty", "CLIPLoader"]),
     "bad target modules": (lambda c: training(config={"target_modules": "no_such_layer$"}), ["no_such_layer"]),
+    "no captions": (lambda c: training(dataset={"caption_source": "none", "trigger_word": ""}, config={"preservation": 0.0}),
+                    ["captions are missing", "none of the 20 pictures", "trigger_word"]),
+    "preservation without a trigger word": (lambda c: training(dataset={"trigger_word": ""}), ["preservation 2 without a trigger word"]),
     "broken expression": (lambda c: training(config={"target_modules": "to_(k"}), ["to_(k"]),
 }
 
@@ -437,6 +440,31 @@ def test_captions_by_a_local_model(comfy):
         outcome = comfy.run(captioning("captioned", model=name))
         assert name in outcome.error and set(outcome.answer["node_errors"]) == {"3"}, outcome.error
         assert "3" not in outcome.executed  # the pictures, which do not need it, are shown all the same
+
+
+def test_captions_that_were_just_written_are_read_by_other_graphs(comfy):
+    """LoadDataset's node is the same in both graphs; only the one that wrote the captions may take it from the cache."""
+    by_path("loom_test_captioners", PACK / "tests" / "test_captioners.py").write_model(comfy.base / "models" / "open_clip" / "tiny")
+    folder = stars_in(comfy, "bare")
+    (folder / "metadata.csv").unlink()
+    graph = captioning("bare")
+    well(comfy.run(graph))
+    assert comfy.run(graph).executed == []
+    only = {"1": graph["1"], "9": workflows.node("PreviewAny", source=["1", 2])}
+    read = comfy.run(only)
+    well(read)
+    assert "4 of 4 pictures, source: metadata.csv" in "".join(read.history["outputs"]["9"]["text"])
+    (folder / "metadata.csv").unlink()
+    again = comfy.run(graph)
+    well(again)
+    assert {"1", "3"} <= set(again.executed) and (folder / "metadata.csv").is_file()
+
+
+def test_a_folder_that_another_node_gives(comfy):
+    graph = training()
+    graph["8"] = workflows.node("PrimitiveString", value="lora_loom_stars")
+    graph["2"]["inputs"]["folder"] = ["8", 0]
+    well(comfy.run(graph))
 
 
 def test_example_workflows_hold_no_paths():

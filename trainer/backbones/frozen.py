@@ -107,16 +107,26 @@ def replaced_forward(module: torch.nn.Module, forward: Callable) -> Iterator[Non
             del module.forward
 
 
+@torch.inference_mode()  # outside it the flag of an inference tensor cannot be set again
+def _ask_for_gradients(parameters: list[torch.nn.Parameter], wanted: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad = wanted
+
+
 @contextmanager
 def weights_on_demand(root: torch.nn.Module, fetch: Fetch, inplace_inputs: bool = False) -> Iterator[None]:
-    """Inside, every frozen layer below `root` that can runs as its frozen function.
+    """Inside, every layer below `root` that can runs as its frozen function, and no weight asks for a gradient.
 
-    A layer whose `forward` somebody has replaced already (another pack's hook) is left to them.
+    To be entered before adapters are in the tree. A layer whose `forward` somebody has replaced already (another pack's
+    hook) is left to them.
     """
     with ExitStack() as stack:
+        asking = [p for p in root.parameters() if p.requires_grad]
+        stack.callback(_ask_for_gradients, asking, True)
+        _ask_for_gradients(asking, False)
         for layer in root.modules():
             function = function_for(layer)
-            if function is None or "forward" in layer.__dict__ or any(p.requires_grad for p in layer.parameters()):
+            if function is None or "forward" in layer.__dict__:
                 continue
 
             def forward(self, x, *, function=function):
