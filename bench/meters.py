@@ -22,6 +22,11 @@ def tidy() -> None:
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
+    trim()
+
+
+def trim() -> None:
+    """What is free goes back to the system, so that the VAE's activations do not count as the training's."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -83,6 +88,8 @@ class Meter:
     def tick(self, done: int) -> None:
         now = time.perf_counter()
         if done == 0:
+            trim()
+            now = time.perf_counter()
             self._peak, self._began = private_bytes(), now
         elif done == 1:
             self.setup.append(now - self._began)

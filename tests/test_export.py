@@ -83,7 +83,8 @@ def test_tensors(dataset: Dataset, tmp_path: Path, algorithm: str, save_dtype: s
             scale = lora[f"{base}.dora_scale"]
             assert scale.shape == (weight.shape[0], *[1] * (weight.ndim - 1))
             torch.testing.assert_close(scale.flatten().float(), norm, rtol=0.02, atol=0.025)
-    assert {v.dtype for v in lora.values()} == {export.DTYPES[save_dtype]}
+    assert {v.dtype for k, v in lora.items() if k.endswith(".weight")} == {export.DTYPES[save_dtype]}
+    assert {v.dtype for k, v in lora.items() if not k.endswith(".weight")} == {torch.float32}
     assert len(lora) == len(bases) * (4 if algorithm == "dora" else 3)
 
 

@@ -181,7 +181,16 @@ def test_base_weights_are_neither_copied_nor_changed(comfy: SimpleNamespace, toy
     model, clip, vae = toy
     loom = comfy.Model(model, clip, vae)
     roots = [model.model, clip.cond_stage_model, vae.first_stage_model]
-    predict(loom)  # whatever ComfyUI marks at the first use
+    patchers = [model, clip.patcher, vae.patcher]
+
+    def loaded_anew() -> None:
+        """ComfyUI leaves marks of its own where it loads and unloads."""
+        with torch.inference_mode():
+            comfy.model_management.unload_all_models()
+            comfy.model_management.load_models_gpu(patchers)
+
+    predict(loom)
+    loaded_anew()
     tensors, before = base_tensors(*roots), snapshot(*roots)
     places, values = {k: v.data_ptr() for k, v in tensors.items()}, {k: v.clone() for k, v in tensors.items()}
     during: list[bool] = []
@@ -196,7 +205,7 @@ def test_base_weights_are_neither_copied_nor_changed(comfy: SimpleNamespace, toy
     def poll() -> None:
         polls.append(1)
         during.append(unchanged())
-        if ending == "interrupt" and len(polls) == 8:
+        if ending == "interrupt" and len(polls) == (4 if options else 8):  # captions are encoded before step 1 only where they are not trained
             raise comfy.model_management.InterruptProcessingException
 
     def progress(now: Progress) -> None:
@@ -214,7 +223,8 @@ def test_base_weights_are_neither_copied_nor_changed(comfy: SimpleNamespace, toy
     else:
         with pytest.raises(expected):
             run(loom, dataset, config, tmp_path, **hooks)
-    assert all(during) and len(during) >= 6 and unchanged()
+    assert all(during) and len(during) >= (2 if options else 6) and unchanged()
+    loaded_anew()
     assert snapshot(*roots) == before
     assert not any("peft" in type(m).__module__ for root in roots for m in root.modules())
     assert len(list((tmp_path / "loras").iterdir())) == 1  # what was learned, on every way out
@@ -495,11 +505,11 @@ def test_missing_parts(comfy: SimpleNamespace, toy: tuple) -> None:
 def test_the_clip_of_another_family(comfy: SimpleNamespace, toy: tuple) -> None:
     model, _, vae = toy
     target = comfy.supported_models.SD20({**COMMON, **SHALLOW["sd2"][1]}).clip_target()
-    clip_h = comfy.sd.CLIP(target, model_options={"dtype": torch.float16, "clip_h_model_config": {"num_hidden_layers": 1}})
+    clip_h = comfy.sd.CLIP(target, model_options={"dtype": torch.float16, "clip_h_model_config": {"num_hidden_layers": 3}})
     with pytest.raises(LoomError, match="without clip_l.*same checkpoint"):
         comfy.Model(model, clip_h, vae)
     target = comfy.supported_models.SD15({**COMMON, **SHALLOW["sd15"][1]}).clip_target()
-    clip_l = comfy.sd.CLIP(target, model_options={"dtype": torch.float16, "clip_l_model_config": {"num_hidden_layers": 1}})
+    clip_l = comfy.sd.CLIP(target, model_options={"dtype": torch.float16, "clip_l_model_config": {"num_hidden_layers": 3}})
     with pytest.raises(LoomError, match="width 768, the MODEL takes 64"):  # clip_l of real SD1.5 on the toy base
         comfy.Model(model, clip_l, vae).encode_captions([CAPTION])
 
@@ -513,7 +523,7 @@ def empty_model(comfy: SimpleNamespace, class_name: str, unet: dict):
 
 
 FLUX = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 32, "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 2, "depth": 1,
-        "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True}
+        "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}
 REFINER = {**COMMON, "model_channels": 384, "use_linear_in_transformer": True, "context_dim": 1280, "adm_in_channels": 2560, "num_classes": "sequential",
            "transformer_depth": [0, 1, 1, 0], "transformer_depth_output": [0, 0, 1, 1, 1, 1, 0, 0]}
 

@@ -177,11 +177,12 @@ class ComfyModel:
         comfy.model_management.load_models_gpu([self.patcher, *([self.clip.patcher] if text_encoders else [])], memory_required=room)
 
     def _room(self, largest: tuple[int, ...], checkpointing: bool) -> float:
-        """Bytes that a step takes beside the weights. Ten times ComfyUI's own figure for sampling: bench/RESULTS.md has 6 to 10 on SD1.5."""
+        """Bytes that a step takes beside the weights, roughly: SD1.5 at 256x256 on the CPU took 0.28 (attention) to 0.4 MiB a latent
+        cell and byte of its dtype, scratch space included (bench/RESULTS.md); a third of it with checkpointing."""
         if not largest:
             return 0
         area = largest[0] * largest[-2] * largest[-1]
-        per_cell = 0.1 * 2**20 * self._dtype.itemsize * getattr(self.patcher.model, "memory_usage_factor", 1.0)
+        per_cell = 0.3 * 2**20 * self._dtype.itemsize * getattr(self.patcher.model, "memory_usage_factor", 1.0)
         return area * per_cell / (3 if checkpointing else 1)
 
     @contextmanager

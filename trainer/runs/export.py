@@ -26,8 +26,8 @@ def state_dict(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.T
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
         found.update({f"{adapter.key}.{name}": tensor for name, tensor in adapter.tensors().items()})
-    # alpha in fp32: rsLoRA's is no round number
-    return {k: v.detach().to("cpu", torch.float32 if k.endswith(".alpha") else dtype).contiguous().clone() for k, v in found.items()}
+    # alpha and magnitudes in fp32: the one is no round number for rsLoRA, the other are near 1 and few
+    return {k: v.detach().to("cpu", torch.float32 if k.endswith((".alpha", ".dora_scale")) else dtype).contiguous().clone() for k, v in found.items()}
 
 
 def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps: int) -> dict[str, str]:
