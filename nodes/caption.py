@@ -47,6 +47,7 @@ class AutoCaption(io.ComfyNode):
         return True
 
     @classmethod
+    @events.errors_shown
     def execute(cls, dataset, method, model, labels, max_tags, prefix, suffix, existing, save_as) -> io.NodeOutput:
         wanted = parse_labels(labels)
         own = written_files(dataset, save_as)

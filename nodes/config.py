@@ -110,6 +110,7 @@ class LoRAConfig(io.ComfyNode):
         return True
 
     @classmethod
+    @events.errors_shown
     def execute(cls, preset, target_modules="", init_lora=NONE, preservation_words="", **values) -> io.NodeOutput:
         given: dict[str, dict] = {}
         for name, value in values.items():

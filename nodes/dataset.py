@@ -81,6 +81,7 @@ class LoadDataset(io.ComfyNode):
         return _same.get(print_, print_) if _captioned_by_the_graph(folder) else print_
 
     @classmethod
+    @events.errors_shown
     def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets) -> io.NodeOutput:
         found = reading.read_dataset(
             folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,

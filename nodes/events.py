@@ -1,14 +1,17 @@
 """From the trainer's hooks to ComfyUI: progress bar, text in the node, interrupt, websocket events."""
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 
+from ..trainer.errors import LoomError
 from ..trainer.hooks import Hooks, Progress
 
 _log = logging.getLogger("lora_loom")
@@ -24,6 +27,20 @@ def show(node_id: Any, text: str) -> None:
     server = _server()
     if server is not None and node_id is not None:
         server.send_progress_text(text, str(node_id))
+
+
+def errors_shown(execute: Callable) -> Callable:
+    """A node's execute that also shows in the node what went wrong: the page keeps messages behind a button."""
+
+    @functools.wraps(execute)
+    def shown(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return execute(cls, *args, **values)
+        except LoomError as error:
+            show(cls.hidden.unique_id, f"Error: {error}")
+            raise
+
+    return shown
 
 
 def send(event: str, data: dict[str, Any]) -> None:

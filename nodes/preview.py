@@ -35,6 +35,7 @@ class PreviewSample(io.ComfyNode):
         )
 
     @classmethod
+    @events.errors_shown
     def execute(cls, model, clip, vae, prompt, negative, seed, steps, cfg, sampler_name, scheduler, width, height,
                 base_model=None, base_clip=None) -> io.NodeOutput:
         prompts = [line.strip() for line in prompt.splitlines() if line.strip()]

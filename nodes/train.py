@@ -45,6 +45,7 @@ class TrainLoRA(io.ComfyNode):
         return True
 
     @classmethod
+    @events.errors_shown
     def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name) -> io.NodeOutput:
         from ..trainer.backbones.comfy import ComfyModel
 

@@ -143,7 +143,7 @@ def test_a_broken_folder_is_named_on_the_page(comfy, page):
     set_widget(page, 2, "folder", "broken")
     detail = press_run(page, "execution_error")
     assert detail["node_type"] == "LoadDataset" and "none of the 1 pictures" in detail["exception_message"]
-    page.wait_for_function("() => document.body.innerText.includes('none of the 1 pictures')", timeout=20_000)
+    page.wait_for_function("() => window.app.graph.getNodeById(2).widgets.some((w) => String(w.value).includes('none of the 1 pictures'))", timeout=20_000)
     keep(page, f"{comfy.which}_broken_folder")
     page.keyboard.press("Escape")
 
