@@ -105,7 +105,7 @@ def epsilon(unet: Callable[..., object], context: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("save_dtype", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3)])
-@pytest.mark.parametrize("algorithm", ["lora", "dora"])
+@pytest.mark.parametrize("algorithm", ["lora", "rslora"])  # diffusers leaves DoRA's magnitudes out of files in kohya's names, and says so
 @pytest.mark.parametrize("targets", TARGETS)
 def test_diffusers_loads_it_and_changes_epsilon_as_the_live_adapters(dataset: Dataset, tmp_path: Path, targets: str, algorithm: str, save_dtype: str, tolerance: float) -> None:
     config = CONFIG.replace(adapter={"algorithm": algorithm, "targets": targets, "train_text_encoder": True}, output={"save_dtype": save_dtype})

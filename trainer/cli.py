@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import glob
 import os
+import re
 import shutil
 import signal
 import sys
@@ -118,12 +119,13 @@ class Terminal:
     """Progress on one line, and Ctrl-C as a wish: the step in hand is finished, so that no half step is saved."""
 
     def __init__(self) -> None:
-        self.stopping, self.training, self.saved, self.shown, self.width = False, False, "", 0.0, 0
+        self.stopping, self.twice, self.training, self.saved, self.shown, self.width = False, False, False, "", 0.0, 0
 
     @contextmanager
     def ctrl_c(self):
         """Ctrl-C is ours inside. Where an error ends the run, what was saved on the way out is named."""
-        before = signal.signal(signal.SIGINT, self._asked)
+        signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also `kill` and a closed terminal
+        before = {number: signal.signal(number, self._asked) for number in signals}
         try:
             yield
         except BaseException:
@@ -132,11 +134,15 @@ class Terminal:
                 print(f"what was learned is saved as {self.saved}", file=sys.stderr)
             raise
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if self.twice else handler)  # an impatient third cannot cut the ending short
             self.end_line()
 
     def _asked(self, *_) -> None:
+        if self.twice:
+            return
         if self.stopping:
+            self.twice = True
             raise KeyboardInterrupt
         self.stopping = True
         self.end_line()
@@ -246,6 +252,8 @@ def best_device(device: str) -> str:
     """`auto` as what this machine has. Raises LoomError where CUDA is asked for and not there."""
     import torch
 
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise LoomError(f"--device {device!r} is unknown: take auto, cpu, cuda, or cuda:1 for the second card")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -266,7 +266,7 @@ def coerce(name: str, value: Any, like: Any) -> Any:
             return float(value)
         if isinstance(like, tuple):
             return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
-        if value is None or isinstance(value, (dict, list)):
+        if value is None or isinstance(value, (bool, dict, list)):  # YAML reads a bare yes as true
             raise ValueError
         return str(value)
     except (TypeError, ValueError, OverflowError):

@@ -17,7 +17,7 @@ from . import loop, optim
 from .adapters import Adapter, adapted, select, size
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
-from .config import LoomConfig
+from .config import LoomConfig, parse_target
 from .data.batches import Encoded, batches, encode, epoch_length
 from .data.buckets import bucket_for
 from .data.folder import Dataset
@@ -73,6 +73,8 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
     if config.optim.optimizer == "prodigy" and config.optim.learning_rate < 0.1:
         raise LoomError(f"learning_rate {config.optim.learning_rate:g} with prodigy: it finds the rate itself and multiplies it by this one; "
                         "set TrainLoRA.learning_rate to 1")
+    if config.optim.optimizer == "prodigy" and any(parse_target(t).learning_rate for t in config.adapter.target_modules):
+        raise LoomError("learning_rate in target_modules with prodigy: it has one rate for all; leave it out there, or use adamw")
     if config.loss.preservation and not dataset.trigger_word:
         raise LoomError(f"preservation {config.loss.preservation:g} without a trigger word: it keeps the model's answer to captions without that word; "
                         "set LoadDataset.trigger_word to the word that all captions share, or preservation to 0")

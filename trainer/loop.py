@@ -50,7 +50,7 @@ def train(model: TrainableModel, adapters: list[Adapter], batches: Iterator[Batc
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm or math.inf).item()
             if not (math.isfinite(total) and math.isfinite(norm)):
                 raise LoomError(f"loss {total} and gradient norm {norm} at step {step + 1}: they must be finite numbers; lower the learning rate "
-                                f"({config.optim.learning_rate:g}), or use precision fp32")
+                                f"({config.optim.learning_rate:g}){'' if config.train.precision == 'fp32' else ', or use precision fp32'}")
             rate = optim.rate(optimizer, schedule)
             optimizer.step()
             for adapter in adapters:

@@ -25,7 +25,7 @@ def path_of(value: Any, folder: Path, kind: str) -> Path:
     text = coerce("it", value, "./pictures").strip()
     if any(ord(c) < 32 for c in text):
         raise LoomError("it holds a control character: in double quotes a backslash starts an escape; write / or use single quotes")
-    path = folder / Path(text).expanduser()
+    path = _expanded(text, folder)
     if kind == "folder" and not path.is_dir():
         raise LoomError(f"{path} is not a folder: give one that exists; relative paths start at the YAML file's folder")
     if kind == "file" and path.suffix not in (".csv", ".jsonl"):
@@ -37,11 +37,21 @@ def path_of(value: Any, folder: Path, kind: str) -> Path:
     return path
 
 
+def _expanded(text: str, folder: Path) -> Path:
+    """The path, relative ones from `folder`. LoomError where no such path can be."""
+    try:
+        path = folder / Path(text).expanduser()
+        path.exists()
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LoomError(f"{text[:80]!r} cannot be a path here ({getattr(error, 'strerror', None) or error}): give another") from None
+
+
 def find_base_model(value: str, folder: Path) -> tuple[str, Family]:
     """(`toy_base` or an absolute path, its family), by names and headers alone. Raises LoomError where it cannot be trained on."""
     if value == TOY_BASE:
         return value, FAMILIES["toy"]
-    path = folder / Path(value).expanduser()
+    path = _expanded(value, folder)
     if not path.exists():
         raise LoomError(f"base_model {value!r} is not found at {path}: nothing is downloaded; "
                         "give a local diffusers folder, a .safetensors file, or toy_base")
@@ -55,7 +65,7 @@ def find_base_model(value: str, folder: Path) -> tuple[str, Family]:
             family = "sdxl" if (path / "text_encoder_2").is_dir() else "sd2" if width == 1024 else "sd15"
     except FileNotFoundError:
         raise LoomError(f"base_model {value!r} is a folder without unet/config.json: give the folder of a diffusers pipeline") from None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error) as error:
         raise LoomError(f"base_model {value!r} cannot be read ({error}): it may be cut off; copy it again") from None
     if family is None:
         raise LoomError(f"base_model {value!r} is none of SD1.5, SD2.x and SDXL: LoRA Loom trains on full checkpoints of these; give one")
@@ -77,7 +87,7 @@ def targets_of(value: Any) -> dict[str, Any]:
     """LoRAConfig's targets by name, or regular expressions; a plain name such as to_q means every layer that ends in it."""
     if value in TARGETS:
         return {"targets": value, "target_modules": ()}
-    names = coerce("it", value, ())
+    names = [value] if isinstance(value, str) else value if isinstance(value, list) else ()
     if not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise LoomError(f"it must be one of {', '.join(TARGETS)}, or a list such as [to_q, to_k, to_v]")
     if isinstance(value, list) and len(value) == 1 and value[0] in TARGETS:

@@ -67,12 +67,13 @@ def detect(model) -> Family:
 
 
 def _prediction(sampling) -> str:
-    discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
+    discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete) and len(sampling.sigmas) == 1000  # LCM's has 50
     if discrete and isinstance(sampling, comfy.model_sampling.V_PREDICTION) and not isinstance(sampling, comfy.model_sampling.EDM):
         return "v_prediction"
     if discrete and isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.X0)):
         return "epsilon"
-    raise LoomError(f"MODEL samples by {type(sampling).__mro__[1].__name__} and {type(sampling).__mro__[2].__name__}: LoRA Loom trains epsilon and "
+    kinds = ", ".join(c.__name__ for c in type(sampling).__mro__[1:] if c not in (torch.nn.Module, object))
+    raise LoomError(f"MODEL samples by {kinds}: LoRA Loom trains epsilon and "
                     "v-prediction models with a discrete schedule; remove the ModelSampling node in front of TrainLoRA or load another checkpoint")
 
 
@@ -95,6 +96,10 @@ class ComfyModel:
         if missing:
             raise LoomError(f"clip is a {type(clip.cond_stage_model).__name__} without {', '.join(missing)}: {self.family.title} needs "
                             f"{' and '.join(_TEXT_ENCODERS[self.family.id])}; connect the CLIP of the same checkpoint to TrainLoRA.clip")
+        for owner, patcher in (("MODEL", model), ("CLIP", clip.patcher)):
+            if getattr(patcher, "injections", None):
+                raise LoomError(f"{owner} carries {', '.join(map(str, patcher.injections))}, which replaces its layers' own computation: "
+                                "TrainLoRA trains on top of LoraLoader's LoRAs; put LoraLoader in place of LoraLoaderBypass")
         sampling = model.get_model_object("model_sampling")
         self.prediction = _prediction(sampling)
         self.alphas_cumprod = (1 / (1 + sampling.sigmas.double().cpu() ** 2)).float()

@@ -107,6 +107,13 @@ def replaced_forward(module: torch.nn.Module, forward: Callable) -> Iterator[Non
             del module.forward
 
 
+def _replaced(layer: torch.nn.Module) -> bool:
+    """Whether somebody else's `forward` stands in for the layer's own. Some put the layer's own back as an attribute."""
+    forward = layer.__dict__.get("forward")
+    own = getattr(forward, "__self__", None) is layer and getattr(forward, "__func__", None) is type(layer).forward
+    return forward is not None and not own
+
+
 @torch.inference_mode()  # outside it the flag of an inference tensor cannot be set again
 def _ask_for_gradients(parameters: list[torch.nn.Parameter], wanted: bool) -> None:
     for parameter in parameters:
@@ -126,7 +133,7 @@ def weights_on_demand(root: torch.nn.Module, fetch: Fetch, inplace_inputs: bool 
         _ask_for_gradients(asking, False)
         for layer in root.modules():
             function = function_for(layer)
-            if function is None or "forward" in layer.__dict__:
+            if function is None or _replaced(layer):
                 continue
 
             def forward(self, x, *, function=function):

@@ -10,7 +10,7 @@ import torch
 
 from ..backbones.protocol import Batch, Conditioning, TrainableModel
 from .buckets import bucket_for, fit, to_tensor
-from .folder import Dataset, open_picture
+from .folder import Dataset, open_picture, word_pattern
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Encoded:
 
 def without_concept(caption: str, trigger_word: str, words: tuple[str, ...]) -> list[str]:
     """The caption with each of `words` for the trigger word, or with the trigger word left out."""
-    found = re.compile(re.escape(trigger_word), re.IGNORECASE)
+    found = word_pattern(trigger_word)
     return [re.sub(r"\s+", " ", found.sub(lambda _, word=word: word, caption)).strip(" ,") for word in words or ("",)]
 
 

@@ -32,6 +32,12 @@ class Picture:
     digest: str
 
 
+def word_pattern(word: str) -> re.Pattern[str]:
+    """Finds the word, but not inside another: Chinese and Japanese put no spaces, so their characters bound a word."""
+    letter = r"[^\W\u2e80-\U0003ffff]"
+    return re.compile(rf"(?<!{letter}){re.escape(word)}(?!{letter})", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Pictures with captions, and the settings that say how they are trained on.
@@ -56,9 +62,7 @@ class Dataset:
         """What the model is taught: the picture's caption, with the trigger word in front unless it has that word already."""
         if not self.trigger_word or not picture.caption:
             return picture.caption or self.trigger_word
-        # Chinese and Japanese put no spaces between words, so their characters bound a word instead of continuing it.
-        letter = r"[^\W\u2e80-\U0003ffff]"
-        if re.search(rf"(?<!{letter}){re.escape(self.trigger_word)}(?!{letter})", picture.caption, re.IGNORECASE):
+        if word_pattern(self.trigger_word).search(picture.caption):
             return picture.caption
         return f"{self.trigger_word}, {picture.caption}"
 

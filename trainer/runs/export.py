@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -53,9 +54,14 @@ def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps:
         "ss_seed": train.seed, "ss_resolution": f"({dataset.resolution}, {dataset.resolution})", "ss_enable_bucket": str(dataset.buckets),
         "ss_dataset_dirs": json.dumps({dataset.folder.name: {"n_repeats": dataset.repeats, "img_count": len(dataset.pictures)}}, ensure_ascii=False),
         "ss_tag_frequency": json.dumps({dataset.folder.name: _tags(dataset)}, ensure_ascii=False),
-        "lora_loom.dataset_hash": dataset.digest(), "lora_loom.config": json.dumps(config.to_dict(), ensure_ascii=False),
+        "lora_loom.dataset_hash": dataset.digest(), "lora_loom.config": json.dumps(_shared(config), ensure_ascii=False),
     }
     return {k: str(v) for k, v in found.items()}
+
+
+def _shared(config: LoomConfig) -> dict:
+    """The configuration as it may travel: no path of this machine."""
+    return config.replace(adapter={"init_lora": Path(config.adapter.init_lora).name}).to_dict()
 
 
 def _tags(dataset: Dataset) -> dict[str, int]:

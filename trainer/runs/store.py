@@ -87,26 +87,24 @@ class Reservation:
         if free < size:
             raise LoomError(f"disk has {free / 1e6:.1f} MB free in {folder.name}, this run needs {size / 1e6:.1f} MB: "
                             "free some space or choose another output folder")
-        self.path: Path | None = None
+        self._file = None
         try:
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".reserved", dir=folder)
-            self.path = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                block = bytes(1 << 20)
-                for start in range(0, size, len(block)):
-                    file.write(block[: min(len(block), size - start)])
-                file.flush()
-                os.fsync(file.fileno())
+            self._file = tempfile.TemporaryFile(dir=folder)  # without a name, or gone with the process: a kill leaves nothing behind
+            block = bytes(1 << 20)
+            for start in range(0, size, len(block)):
+                self._file.write(block[: min(len(block), size - start)])
+            self._file.flush()
+            os.fsync(self._file.fileno())
         except OSError as error:
             self.release()
             raise LoomError(f"folder {folder} cannot take the {size / 1e6:.1f} MB this run needs ({error.strerror}): free some space, "
                             "check that it may be written to, or choose another output folder") from error
 
     def release(self) -> None:
-        if self.path is not None:
+        if self._file is not None:
             with contextlib.suppress(OSError):
-                self.path.unlink()
-            self.path = None
+                self._file.close()
+            self._file = None
 
 
 class Log:
