@@ -7,7 +7,6 @@ import comfy.utils
 from ..trainer.captioners import clip_tags
 from ..trainer.captioners.captioning import EXISTING, LABELS, SAVE_AS, caption_dataset, parse_labels, written_files
 from ..trainer.data.folder import fingerprint
-from ..trainer.errors import LoomError
 from . import dataset as dataset_node
 from . import events, folders
 from .schema import Dataset, io, output, schema, widget
@@ -39,12 +38,7 @@ class AutoCaption(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model) -> bool | str:
-        try:
-            if model is not None:  # None where the input is a link
-                clip_tags.model_path(model, folders.clip_folders())
-        except LoomError as error:
-            return str(error)
-        return True
+        return events.verdict(lambda name: clip_tags.model_path(name, folders.clip_folders()), model)
 
     @classmethod
     @events.errors_shown

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from ..trainer import presets
 from ..trainer.config import ALGORITHMS, OPTIMIZERS, PRECISIONS, SAVE_DTYPES, SCHEDULERS, TARGETS, LoomConfig
-from ..trainer.errors import LoomError
 from . import events, folders
 from .schema import Config, io, output, schema, widget
 
@@ -16,7 +15,8 @@ FIELDS = {
     "weight_decay": ("optim", "weight_decay"), "max_grad_norm": ("optim", "max_grad_norm"), "min_snr_gamma": ("loss", "min_snr_gamma"),
     "noise_offset": ("loss", "noise_offset"), "caption_dropout": ("loss", "caption_dropout"), "preservation": ("loss", "preservation"),
     "gradient_accumulation_steps": ("train", "gradient_accumulation_steps"), "precision": ("train", "precision"),
-    "gradient_checkpointing": ("train", "gradient_checkpointing"), "save_steps": ("output", "save_steps"), "save_dtype": ("output", "save_dtype"),
+    "gradient_checkpointing": ("train", "gradient_checkpointing"), "save_steps": ("output", "save_steps"),
+    "save_minutes": ("output", "save_minutes"), "save_dtype": ("output", "save_dtype"),
 }
 
 NONE = "none"
@@ -68,7 +68,7 @@ class LoRAConfig(io.ComfyNode):
                        "Share of captions left out, so that guidance keeps working. 0.05 is usual.", min=0.0, max=1.0, step=0.01),
                 option(io.Float, "preservation",
                        "Keeps what the model makes of prompts without the trigger word: 1 is usual, 0 is off. Needs LoadDataset's trigger word; "
-                       "nearly doubles a step.", min=0.0, max=100.0, step=0.1),
+                       "more than doubles a step's time.", min=0.0, max=100.0, step=0.1),
                 widget(io.String, "preservation_words", default="", optional=True,
                        tooltip="What stands for the trigger word in those prompts, with commas: woman, person. Empty: it is left out."),
                 option(io.Int, "gradient_accumulation_steps",
@@ -89,6 +89,9 @@ class LoRAConfig(io.ComfyNode):
                        "Helps very dark and very bright pictures; 0.05 is usual, 0 is off.", min=0.0, max=1.0, step=0.001, advanced=True),
                 option(io.Int, "save_steps",
                        "Save the LoRA every so many steps into the run's folder; 0: only at the end.", min=0, max=1_000_000, advanced=True),
+                option(io.Float, "save_minutes",
+                       "Save it every so many minutes too, over the one before, so that a crash costs no more; 0: off.",
+                       min=0.0, max=100_000.0, step=1.0, advanced=True),
                 option(io.Combo, "save_dtype", "Number format of the file.", options=list(SAVE_DTYPES), advanced=True),
                 widget(io.String, "target_modules", default="\n".join(d.adapter.target_modules), multiline=True, optional=True, advanced=True,
                        tooltip="For experts: regular expressions over diffusers' layer names, one a line, instead of targets. "
@@ -102,12 +105,11 @@ class LoRAConfig(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, preset) -> bool | str:
-        try:
-            if preset is not None:  # None where the input is a link
-                presets.load(preset)
-        except LoomError as error:
-            return str(error)
-        return True
+        return events.verdict(presets.load, preset)
+
+    @classmethod
+    def fingerprint_inputs(cls, init_lora=NONE, **values) -> str:
+        return folders.lora_fingerprint("" if init_lora in (None, NONE) else init_lora)
 
     @classmethod
     @events.errors_shown

@@ -65,12 +65,7 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder) -> bool | str:
-        try:
-            if folder is not None:  # None where the input is a link
-                folders.dataset(folder)
-        except LoomError as error:
-            return str(error)
-        return True
+        return events.verdict(folders.dataset, folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder, **values) -> str:

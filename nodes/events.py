@@ -29,6 +29,16 @@ def show(node_id: Any, text: str) -> None:
         server.send_progress_text(text, str(node_id))
 
 
+def verdict(check: Callable[[Any], Any], value: Any) -> bool | str:
+    """What validate_inputs answers: True, or why `check` refuses the value. None stands for a linked input, which execute checks."""
+    try:
+        if value is not None:
+            check(value)
+    except LoomError as error:
+        return str(error)
+    return True
+
+
 def errors_shown(execute: Callable) -> Callable:
     """A node's execute that also shows in the node what went wrong: the page keeps messages behind a button."""
 

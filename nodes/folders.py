@@ -60,6 +60,14 @@ def lora(name: str) -> Path | None:
     return Path(found)
 
 
+def lora_fingerprint(name: str) -> str:
+    """Changes with the file of that name; never raises."""
+    found = folder_paths.get_full_path("loras", name) if name else None
+    with contextlib.suppress(OSError):
+        return f"{os.path.getsize(found)} {os.stat(found).st_mtime_ns}" if found else ""
+    return "unreadable"
+
+
 def lora_names() -> list[str]:
     return folder_paths.get_filename_list("loras")
 

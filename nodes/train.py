@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from ..trainer import job
 from ..trainer.config import LoomConfig, TrainConfig, check_name
-from ..trainer.errors import LoomError
 from . import events, folders
 from .schema import Config, Dataset, LoraModel, LossMap, io, output, schema, widget
 
@@ -37,12 +36,7 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name) -> bool | str:  # one input alone: ComfyUI repeats the message for each that is named
-        try:
-            if name is not None:  # None where the input is a link
-                check_name(name)
-        except LoomError as error:
-            return str(error)
-        return True
+        return events.verdict(check_name, name)
 
     @classmethod
     @events.errors_shown

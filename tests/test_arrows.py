@@ -86,16 +86,18 @@ def test_comfy_api_has_one_door(path):
 
 
 # What each part of the trainer may import of the trainer; the arrows of the design, from top to bottom.
-BOTTOM = ("trainer.errors", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families")
+BOTTOM = ("trainer.errors", "trainer.devices", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families")
 MIDDLE = ("trainer.loss", "trainer.optim", "trainer.adapters", "trainer.runs", "trainer.data")
 ARROWS = {
     "trainer/errors.py": (),
     "trainer/config.py": ("trainer.errors",),
+    "trainer/devices.py": ("trainer.errors",),
     "trainer/hooks.py": (),
     "trainer/loss.py": BOTTOM,
     "trainer/optim.py": (*BOTTOM, "trainer.adapters"),
-    "trainer/adapters.py": (*BOTTOM, "trainer.adapter_kinds"),
-    "trainer/adapter_kinds.py": BOTTOM,
+    "trainer/adapters.py": (*BOTTOM, "trainer.adapter_kinds", "trainer.adapter_layers"),
+    "trainer/adapter_kinds.py": (*BOTTOM, "trainer.adapter_layers"),
+    "trainer/adapter_layers.py": BOTTOM,
     "trainer/loop.py": (*BOTTOM, "trainer.loss", "trainer.optim", "trainer.adapters", "trainer.runs.checkpoint"),
     "trainer/job.py": (*BOTTOM, *MIDDLE, "trainer.loop"),
     "trainer/presets/": BOTTOM,

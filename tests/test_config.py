@@ -13,7 +13,7 @@ CHANGED = LoomConfig().replace(
     loss={"min_snr_gamma": 0.0, "noise_offset": 0.1, "caption_dropout": 0.5, "preservation": 2.0, "preservation_words": ("dog", "cat")},
     train={"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "bf16",
            "gradient_checkpointing": True, "seed": 2**64 - 1},
-    output={"name": "织机 v1.0", "save_steps": 10, "save_dtype": "fp32"},
+    output={"name": "织机 v1.0", "save_steps": 10, "save_minutes": 2.5, "save_dtype": "fp32"},
 )
 
 

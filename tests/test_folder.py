@@ -108,9 +108,11 @@ def test_links_never_lead_out_and_circles_end(tmp_path: Path) -> None:
     (home / "dir").symlink_to(tmp_path / "outside", target_is_directory=True)
     (home / "in.txt").symlink_to(tmp_path / "outside" / "in.txt")
     (home / "loop").symlink_to(home, target_is_directory=True)
+    (home / "gone.png").symlink_to(home / "nowhere.png")
     dataset = read_dataset(home, **SMALL)
     assert captions(dataset) == {"in.png": ""}
     assert [name for name, reason in dataset.left_out if "outside" in reason] == ["dir", "in.txt", "link.png"]
+    assert ("gone.png", "a link that leads nowhere") in dataset.left_out
     (tmp_path / "alias").symlink_to(home, target_is_directory=True)
     assert captions(read_dataset(tmp_path / "alias", **SMALL)) == {"in.png": ""}
 
@@ -157,6 +159,7 @@ def test_sixteen_bits_and_cmyk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name,text", [
     ("metadata.csv", 'filename,prompt\nastronaut.png,"a woman, smiling"\nchelsea.jpg,a cat\nsub/coffee.webp,a cup\n'),
+    ("Metadata.CSV", 'filename,prompt\nastronaut.png,"a woman, smiling"\nchelsea.jpg,a cat\nsub/coffee.webp,a cup\n'),
     ("metadata.csv", '\ufeffid,Text ,file_name\n1, "a woman, smiling",./astronaut.png,,\n\n2,a cat,CHELSEA.JPG\n3,a cup,sub\\coffee.webp\n'),
     ("metadata.jsonl", '{"file_name": "astronaut.png", "text": "a woman, smiling"}\n\n{"file_name": "chelsea.jpg", "prompt": "a cat"}\n'
                        '{"file_name": "sub/coffee.webp", "caption": " a cup ", "more": 1}\n'),

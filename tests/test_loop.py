@@ -254,6 +254,31 @@ def test_metrics_and_checkpoints(model: backbone.DiffusersModel, dataset: Datase
     assert same(load_file(result.run_folder / "checkpoints" / "toy_step000002.safetensors"), shorter.lora)
 
 
+def test_a_crash_costs_no_more_than_save_minutes(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    """What lies on disk while the run goes on is what a kill would leave; after its end the result has taken its place."""
+    found: list[dict[str, torch.Tensor]] = []
+
+    def progress(now: Progress) -> None:
+        if now.phase == "train":
+            found.extend(load_file(path) for path in tmp_path.rglob("*_latest.safetensors"))
+
+    result = run(model, dataset, CONFIG.replace(train={"steps": 3}, output={"save_minutes": 1e-9}), tmp_path, progress=progress)
+    assert same(found[-1], run(model, dataset, CONFIG.replace(train={"steps": 2}), tmp_path).lora)
+    assert not list((result.run_folder / "checkpoints").iterdir())
+    run(model, dataset, CONFIG.replace(train={"steps": 2}, output={"save_minutes": 0}), tmp_path / "off", progress=progress)
+    assert not list((tmp_path / "off").rglob("*_latest*"))
+
+
+def test_a_run_that_ends_before_its_first_step_leaves_nothing(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    def progress(now: Progress) -> None:
+        if now.phase == "encode":
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        run(model, dataset, CONFIG, tmp_path / "out", progress=progress)
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == ["loras", "runs"]
+
+
 def test_a_lora_is_never_overwritten(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "toy_2.safetensors").write_bytes(b"somebody's own")

@@ -111,6 +111,19 @@ def test_what_would_be_lost_is_said_before_anything_runs(model: backbone.Diffuse
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize(("algorithm", "extra", "words"), [
+    ("lora", "dora_scale", "for lora_unet_.*which lora has no place for and would lose: set LoRAConfig.algorithm to dora"),
+    ("loha", "hada_t1", "hada_t1 .*which loha has no place for"), ("lokr", "lokr_t2", "lokr_t2 .*which lokr has no place for"),
+    ("oft", "rescale", "rescale .*which oft has no place for"),
+])
+def test_tensors_without_a_place_are_not_dropped_silently(model: backbone.DiffusersModel, algorithm: str, extra: str, words: str) -> None:
+    with adapted(model, AdapterConfig(algorithm=algorithm, rank=4, target_modules=(r"attn2\.to_k$",)), 0) as adapters:
+        tensors = {k: v.detach().clone() for k, v in adapters[0].tensors().items()}
+        adapters[0].load(tensors)
+        with pytest.raises(LoomError, match=words):
+            adapters[0].load({**tensors, extra: torch.ones(4)})
+
+
 def test_files_that_are_no_loras_of_this_family(model: backbone.DiffusersModel, tmp_path: Path) -> None:
     names = model.layer_names("lora_unet")
     save_file({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(4, 8)}, tmp_path / "flux.safetensors")

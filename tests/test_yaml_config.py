@@ -53,6 +53,10 @@ buckets: false
 output_dir: results
 output_name: my_织机
 save_steps: 50
+save_minutes: 3
+lr_num_cycles: 2
+adam_beta1: 0.8
+adam_beta2: 0.95
 save_precision: bf16
 log_dir: logs
 device: cpu
@@ -99,11 +103,11 @@ def test_every_key_arrives(folder):
         "adapter": {"algorithm": "dora", "rank": 8, "alpha": 4.0, "dropout": 0.1, "module_dropout": 0.2, "targets": "attention+ff", "target_modules": [],
                     "train_text_encoder": True, "init_lora": str(folder / "old.safetensors")},
         "optim": {"optimizer": "adamw", "learning_rate": 2e-4, "text_encoder_lr": 3e-5, "scheduler": "cosine", "warmup_steps": 10,
-                  "cycles": 1, "weight_decay": 0.02, "beta1": 0.9, "beta2": 0.999, "max_grad_norm": 0.5},
+                  "cycles": 2, "weight_decay": 0.02, "beta1": 0.8, "beta2": 0.95, "max_grad_norm": 0.5},
         "loss": {"min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2, "preservation": 1.5, "preservation_words": ["mug", "cup"]},
         "train": {"steps": 0, "epochs": 7, "batch_size": 2, "gradient_accumulation_steps": 3, "precision": "bf16",
                   "gradient_checkpointing": True, "seed": 42},
-        "output": {"name": "my_织机", "save_steps": 50, "save_dtype": "bf16"},
+        "output": {"name": "my_织机", "save_steps": 50, "save_minutes": 3.0, "save_dtype": "bf16"},
     }
 
 
@@ -275,3 +279,8 @@ def test_the_readmes_example_is_right_and_they_name_every_key(folder, readme, pi
     assert job_of(folder, re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1], head="").preset == "character"
     assert [key.name for key in KEYS if not re.search(rf"\b{key.name}\b", text)] == []
     assert all(name in text for name in presets.names())
+
+
+def test_every_setting_has_a_key() -> None:
+    settings = {f"{part}.{name}" for part, values in LoomConfig().to_dict().items() for name in values} - {"adapter.targets"}  # lora_target_modules sets both
+    assert settings <= {key.where for key in KEYS}

@@ -15,7 +15,8 @@ import torch
 from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from .adapter_kinds import KINDS, NAME, OutputOFT
+from .adapter_kinds import KINDS
+from .adapter_layers import NAME, OutputOFT
 from .backbones.families import TEXT_TARGETS
 from .backbones.protocol import TrainableModel
 from .config import AdapterConfig, parse_target
@@ -55,6 +56,10 @@ class Adapter:
         if missing:
             raise LoomError(f"init_lora has {', '.join(sorted(tensors))} for {self.key}, {self.config.algorithm} needs {', '.join(needed)}: "
                             "choose the algorithm and rank that the file was trained with")
+        ignored = sorted(set(tensors) - {*mine, "alpha"})
+        if ignored:
+            raise LoomError(f"init_lora has {', '.join(ignored)} for {self.key}, which {self.config.algorithm} has no place for and would lose: "
+                            f"{_PLACE.get(ignored[-1], 'it cannot be gone on from; train without it')}")
         if "lora_down.weight" in tensors and tensors["lora_down.weight"].shape[0] > self.config.rank:
             rank = tensors["lora_down.weight"].shape[0]
             raise LoomError(f"rank {self.config.rank} is below init_lora's {rank} at {self.key}: set LoRAConfig.rank to {rank} or more")
@@ -64,6 +69,9 @@ class Adapter:
             shapes = {name: tuple(t.shape) for name, t in tensors.items()}
             raise LoomError(f"init_lora has {shapes} for {self.key}, the run has {({k: tuple(v.shape) for k, v in mine.items()})}: "
                             "choose the algorithm and rank that the file was trained with, and a LoRA of this model's family") from error
+
+
+_PLACE = {"dora_scale": "set LoRAConfig.algorithm to dora"}  # what has a place for a tensor that the algorithm lacks
 
 
 def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, str]]:

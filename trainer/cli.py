@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import glob
 import os
-import re
 import shutil
 import signal
 import sys
@@ -18,9 +17,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from .devices import best_device
 from .errors import LoomError
 
-# What to choose from where the user names nothing: AutoCaption's own start.
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
@@ -246,19 +245,6 @@ def table_beside(dataset, output: Path | None):
                     os.replace(made, output.with_name(output.name + made.name[len("metadata.csv"):]))
     except OSError as error:
         raise LoomError(f"--output {str(output)!r} cannot be written ({error.strerror or error}): give another path") from error
-
-
-def best_device(device: str) -> str:
-    """`auto` as what this machine has. Raises LoomError where CUDA is asked for and not there."""
-    import torch
-
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise LoomError(f"--device {device!r} is unknown: take auto, cpu, cuda, or cuda:1 for the second card")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise LoomError(f"--device {device} is not there: torch sees no CUDA device; take cpu or auto")
-    return device
 
 
 # ---------------------------------------------------------------- demo

@@ -179,11 +179,13 @@ class OutputConfig:
 
     name: str = "my_lora"
     save_steps: int = 0
+    save_minutes: float = 10.0  # one file, written over: what a crash can cost at most
     save_dtype: str = "fp16"
 
     def validate(self) -> None:
         check_name(self.name)
         _limit("LoRAConfig", "save_steps", self.save_steps, 0, 1_000_000)
+        _limit("LoRAConfig", "save_minutes", self.save_minutes, 0, 100_000)
         _choice("LoRAConfig", "save_dtype", self.save_dtype, SAVE_DTYPES)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         reserve.release()
         if log is not None:
             log.close()
+            store.drop_if_empty(run)
 
 
 def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, run: Path, reserve: store.Reservation, log: store.Log, hooks: Hooks,
@@ -189,7 +191,7 @@ def _largest(encoded: Encoded, batch_size: int) -> tuple[int, ...]:
 
 @dataclass
 class _Saver:
-    """Writes the run's LoRA files: on the way where `save_steps` asks for it, and at the end on every way out."""
+    """Writes the run's LoRA files: on the way where `save_steps` and `save_minutes` ask for it, and at the end on every way out."""
 
     model: TrainableModel
     dataset: Dataset
@@ -211,23 +213,32 @@ class _Saver:
                 self.lora, data = self._bytes(adapters, len(history))
                 self.reserve.release()
                 self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
+                self._latest.unlink(missing_ok=True)
                 self.hooks.event("saved", {"path": str(self.path), "steps": len(history)})
 
     def watching(self, adapters: list[Adapter], log: store.Log) -> Callable[[Progress], None]:
         """The progress hook with logs and checkpoints in front of the host's own."""
 
+        output, saved = self.config.output, time.monotonic()
+
         def progress(now: Progress) -> None:
+            nonlocal saved
             log.step(now)
-            every = self.config.output.save_steps
-            if every and now.step % every == 0 and now.step < now.total:
-                self._checkpoint(adapters, now.step)
+            if output.save_steps and now.step % output.save_steps == 0 and now.step < now.total:
+                self._checkpoint(adapters, now.step, self.run / "checkpoints" / f"{output.name}_step{now.step:06d}.safetensors")
+            if output.save_minutes and time.monotonic() - saved >= 60 * output.save_minutes and now.step < now.total:
+                self._checkpoint(adapters, now.step, self._latest)
+                saved = time.monotonic()
             self.hooks.progress(now)
 
         return progress
 
-    def _checkpoint(self, adapters: list[Adapter], step: int) -> None:
+    @property
+    def _latest(self) -> Path:
+        return self.run / "checkpoints" / f"{self.config.output.name}_latest.safetensors"
+
+    def _checkpoint(self, adapters: list[Adapter], step: int, path: Path) -> None:
         try:
-            path = self.run / "checkpoints" / f"{self.config.output.name}_step{step:06d}.safetensors"
             store.write_whole(path, self._bytes(adapters, step)[1])
             self.hooks.event("checkpoint", {"step": step})
         except OSError as error:  # the result's own space is reserved: go on
@@ -254,4 +265,6 @@ def _write(loras_folder: Path, run: Path, name: str, data: bytes) -> Path:
 def _file_size(model: TrainableModel, config: LoomConfig) -> int:
     """Bytes the LoRA file will need, with room for its header and the run's small files."""
     layers, values = size(model, config.adapter)
+    if config.adapter.algorithm == "dora":
+        values += values // config.adapter.rank  # its magnitudes are fp32, at most one for `rank` other values
     return values * export.DTYPES[config.output.save_dtype].itemsize + layers * 1024 + 262_144

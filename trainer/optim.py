@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,30 +83,27 @@ def build(adapters: list[Adapter], config: OptimConfig, total_steps: int) -> tup
 
 
 @contextmanager
-def stepping(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _averaged(optimizer: torch.optim.Optimizer, inside: bool) -> Iterator[None]:
+    """Schedule-free optimizers step one point and give another, an average: which of them the adapters hold inside; the other after it."""
+    switches = [getattr(optimizer, "train", None), getattr(optimizer, "eval", None)]
+    if None in switches:
+        yield
+        return
+    switches[inside]()
+    try:
+        yield
+    finally:
+        switches[not inside]()
+
+
+def stepping(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
     """The adapters hold what is stepped inside, and on every way out what is to be kept."""
-    _average(optimizer, False)
-    try:
-        yield
-    finally:
-        _average(optimizer, True)
+    return _averaged(optimizer, False)
 
 
-@contextmanager
-def shown(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def shown(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
     """The adapters hold what is to be kept inside `stepping`."""
-    _average(optimizer, True)
-    try:
-        yield
-    finally:
-        _average(optimizer, False)
-
-
-def _average(optimizer: torch.optim.Optimizer, on: bool) -> None:
-    """Schedule-free optimizers step one point and give another, an average."""
-    switch = getattr(optimizer, "eval" if on else "train", None)
-    if switch is not None:
-        switch()
+    return _averaged(optimizer, True)
 
 
 def rate(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from . import presets
-from .backbones.families import FAMILIES, Family
+from .backbones.families import CONTEXT_WIDTHS, FAMILIES, LDM_CONTEXT, Family
 from .config import TARGETS, coerce, parse_target
 from .data.captions import SOURCES
+from .devices import check_device
 from .errors import LoomError
 
 TOY_BASE = "toy_base"
@@ -79,8 +80,7 @@ def _family_of_file(path: Path) -> str | None:
         if length > 100_000_000:  # the format's own limit
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(file.read(length))
-    context = header.get("model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", {"shape": (0, 0)})
-    return {768: "sd15", 1024: "sd2", 2048: "sdxl"}.get(context["shape"][1])
+    return CONTEXT_WIDTHS.get(header.get(LDM_CONTEXT, {"shape": (0, 0)})["shape"][1])
 
 
 def targets_of(value: Any) -> dict[str, Any]:
@@ -126,12 +126,6 @@ def _between(low: int, high: int):
     return check
 
 
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise LoomError("it is auto, cpu, cuda, or cuda:1 for the second card")
-    return value
-
-
 def _preset(name: str) -> str:
     if name:
         presets.load(name)
@@ -148,5 +142,5 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {  # lora-scripts and its kin write
 }
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "resolution": _between(64, 4096), "min_size": _between(0, 65536), "repeats": _between(1, 1000),  # as read_dataset
-    "caption_source": _one_of(*SOURCES), "task_type": _one_of("text-to-image"), "device": _device, "preset": _preset,
+    "caption_source": _one_of(*SOURCES), "task_type": _one_of("text-to-image"), "device": check_device, "preset": _preset,
 }

@@ -149,6 +149,15 @@ def test_nodes_are_as_designed(comfy):
     check_nodes(comfy.get("/object_info"))
 
 
+def test_every_widget_is_in_chinese(comfy):
+    """Sockets keep ComfyUI's own names; what has a tooltip in English has a name and a tooltip in Chinese."""
+    chinese = json.loads((Path(__file__).parents[2] / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    for kind, node in comfy.get("/object_info").items():
+        if node["category"] == "LoRA Loom":
+            for name, (_, options, *_) in ((n, (*i, {})) for part in ("required", "optional") for n, i in node["input"].get(part, {}).items()):
+                assert not options.get("tooltip") or {"name", "tooltip"} <= chinese[kind]["inputs"][name].keys(), (kind, name)
+
+
 def test_example_workflows_are_served_with_their_pictures(comfy):
     listed = comfy.get("/workflow_templates")["comfyui-lora-loom"]
     assert set(listed) == set(workflows.WORKFLOWS)
@@ -385,6 +394,20 @@ def test_edits_on_disk_run_what_depends_on_them_and_nothing_else(comfy):
     (folder / "one_more.png").unlink()
     assert {"2", "5"} <= set(comfy.run(graph).executed)
     assert comfy.run(graph).executed == []
+
+
+def test_another_file_to_go_on_from_runs_again(comfy):
+    good_run(comfy)
+    first, second = sorted((comfy.base / "output" / "loras").glob("small*.safetensors"))[0], comfy.base / "output" / "loras" / "start.safetensors"
+    shutil.copy(first, second)
+    graph = training(config={"init_lora": "start.safetensors"}, name="onward")
+    well(comfy.run(graph))
+    assert comfy.run(graph).executed == []
+    tensors = load_file(second)
+    save_file({k: v if k.endswith("alpha") else v * 2 for k, v in tensors.items()}, second)
+    outcome = comfy.run(graph)
+    well(outcome)
+    assert set(outcome.executed) == {"4", "5"}
 
 
 def test_names_that_are_not_ascii(comfy):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..devices import best_device
 from ..errors import LoomError
 from .diffusers_load import Parts, load_parts
 from .families import FAMILIES
@@ -16,10 +17,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def load(base_model: str, device: str = "auto", precision: str = "auto") -> DiffusersModel:
     """A base model from local files. precision auto: bf16 on CUDA, fp32 elsewhere."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise LoomError(f"device {device!r} is not there: torch sees no CUDA device; take cpu, or install a CUDA build of torch")
+    device = best_device(device)
     return DiffusersModel(load_parts(base_model, _DTYPES[resolve(precision, device)]), torch.device(device))
 
 

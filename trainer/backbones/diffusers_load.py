@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from ..errors import LoomError
 from ..toy import arch
 from ..toy.tokens import clip_tokenizer
+from .families import CONTEXT_WIDTHS, LDM_CONTEXT
 
 _CONFIGS = Path(__file__).with_name("diffusers_configs.json")
 _SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -106,10 +107,9 @@ def _folder(path: Path, dtype: torch.dtype) -> Parts:
 
 def _family_of(keys: set[str], shape) -> str:
     """sd15, sd2 or sdxl by the keys of an original single-file checkpoint and the width of its context."""
-    context = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
-    if context not in keys:
+    if LDM_CONTEXT not in keys:
         raise LoomError("base_model file has no SD1.5, SD2.x or SDXL UNet in the original (LDM) layout: load a full checkpoint of one of these")
-    return {768: "sd15", 1024: "sd2", 2048: "sdxl"}.get(shape(context)[1], "unknown")
+    return CONTEXT_WIDTHS.get(shape(LDM_CONTEXT)[1], "unknown")
 
 
 def _single_file(path: Path, dtype: torch.dtype) -> Parts:

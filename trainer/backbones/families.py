@@ -16,6 +16,9 @@ _UNET_TARGETS = {
     "all linear": (_ATTENTION, _FEED_FORWARD, _PROJECTIONS, _TIME),
     "all linear+conv": (_ATTENTION, _FEED_FORWARD, _PROJECTIONS, _TIME, _CONVOLUTIONS),
 }
+# What tells the families apart in an original (LDM) checkpoint: the width of the text that this layer attends to.
+LDM_CONTEXT = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+CONTEXT_WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 TEXT_TARGETS = (r"self_attn\.(q|k|v|out)_proj$", r"mlp\.fc[12]$")
 
 

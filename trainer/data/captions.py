@@ -113,7 +113,7 @@ def read_metadata(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     text, warnings = read_text(path, path.name)
     captions: dict[str, str] = {}
     twice = []
-    for line, name, caption in (_jsonl_rows if path.suffix == ".jsonl" else _csv_rows)(text, path.name):
+    for line, name, caption in (_jsonl_rows if path.suffix.lower() == ".jsonl" else _csv_rows)(text, path.name):
         name = key(name)
         if not name:
             raise LoomError(f"{path.name}, line {line} names no picture: write the picture's file name in front of its caption")

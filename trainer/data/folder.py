@@ -170,7 +170,7 @@ def fingerprint(folder: str | Path, leave_out: Collection[str] = ()) -> str:
     try:
         files, _ = _walk(Path(folder or "\0"))  # not Path(""), which is wherever the program was started
         for name, path in files.items():
-            text = name.lower().endswith(SIDECARS) or name in METADATA
+            text = name.lower().endswith(SIDECARS) or name.lower() in METADATA
             if name not in leave_out and (text or name.lower().endswith(SUFFIXES)):
                 stat = path.stat()
                 digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
@@ -224,12 +224,14 @@ def _walk(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
                     pending.append(name)
             elif entry.is_file():
                 files[name] = folder / name
+            elif entry.is_symlink():
+                left_out.append((name, "a link that leads nowhere"))
     return {name: files[name] for name in sorted(files, key=_natural)}, sorted(left_out, key=lambda row: _natural(row[0]))
 
 
 def _captions(folder: Path, files: dict[str, Path], names: list[str], caption_source: str) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
     """({name: caption}, {name: where it came from}, warnings). Each source answers for the pictures that those before it left empty."""
-    metadata = [name for name in METADATA if name in files]
+    metadata = [name for wanted in METADATA for name in sorted(files, key=lambda n: n != wanted) if name.lower() == wanted]  # Metadata.csv comes from Windows
     if caption_source == "metadata" and not metadata:
         raise LoomError(f"caption_source is metadata, but folder {str(folder)!r} holds neither {' nor '.join(METADATA)}: "
                         "add one, or choose auto or sidecar")
@@ -237,7 +239,7 @@ def _captions(folder: Path, files: dict[str, Path], names: list[str], caption_so
     source_of: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     if caption_source in ("auto", "metadata"):
-        nested = [name for name in files if name.endswith(tuple(f"/{m}" for m in METADATA))]
+        nested = [name for name in files if name.lower().endswith(tuple(f"/{m}" for m in METADATA))]
         if nested:
             warnings += (f"{listed(nested)} is not read: only a metadata file in the folder itself counts",)
         for source in metadata[:1]:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,24 +17,9 @@ from ..hooks import Progress
 _log = logging.getLogger("lora_loom")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside `path`, sync, rename: a crash leaves the old file or the new one, never half."""
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
-    """Write `data` as stem + suffix, or stem_2, stem_3 … : a file that exists is never overwritten. Returns the path."""
+@contextlib.contextmanager
+def _written(folder: Path, data: bytes) -> Iterator[str]:
+    """The name of a temporary file in `folder` that holds `data`, synced; gone after it unless it was renamed."""
     handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -41,8 +27,23 @@ def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        for number in range(1, 100_000):
-            path = folder / f"{stem}{'' if number == 1 else f'_{number}'}{suffix}"
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside `path`, sync, rename: a crash leaves the old file or the new one, never half."""
+    with _written(path.parent, data) as temporary:
+        os.replace(temporary, path)
+
+
+def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """Write `data` as stem + suffix, or stem_2, stem_3 … : a file that exists is never overwritten. Returns the path."""
+    with _written(folder, data) as temporary:
+        for name in _numbered(stem):
+            path = folder / f"{name}{suffix}"
             try:
                 os.link(temporary, path)  # fails where the name is taken, also by a run beside ours
             except FileExistsError:
@@ -52,23 +53,29 @@ def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
                     continue
                 os.rename(temporary, path)
             return path
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-    raise LoomError(f"name {stem!r} is taken 99,999 times in {folder.name}: choose another TrainLoRA.name")
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """name, name_2, name_3 …; LoomError where even the last is taken."""
+    yield name
+    yield from (f"{name}_{number}" for number in range(2, 100_000))
+    raise LoomError(f"name {name!r} is taken 99,999 times: choose another TrainLoRA.name")
 
 
 def new_run(runs_folder: Path, name: str) -> Path:
     """An empty folder `name`, `name_2` … below `runs_folder`."""
     _make(runs_folder)
-    for number in range(1, 100_000):
-        path = runs_folder / f"{name}{'' if number == 1 else f'_{number}'}"
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            continue
-    raise LoomError(f"name {name!r} is taken 99,999 times: choose another TrainLoRA.name")
+    for numbered in _numbered(name):
+        with contextlib.suppress(FileExistsError):
+            (runs_folder / numbered).mkdir()
+            return runs_folder / numbered
+
+
+def drop_if_empty(run: Path) -> None:
+    """Remove a run that ended before its first step."""
+    with contextlib.suppress(OSError):
+        if not (run / "metrics.jsonl").stat().st_size:
+            shutil.rmtree(run)
 
 
 def _make(folder: Path) -> None:

@@ -1,0 +1,25 @@
+"""Which device a run without a host computes on."""
+from __future__ import annotations
+
+import re
+
+from .errors import LoomError
+
+
+def check_device(device: str) -> str:
+    """The device if it is one that torch may have; raises LoomError otherwise. Imports no torch: a mistake answers at once."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise LoomError(f"device {device!r} is unknown: take auto, cpu, cuda, or cuda:1 for the second card")
+    return device
+
+
+def best_device(device: str) -> str:
+    """`auto` as what this machine has. Raises LoomError where CUDA is asked for and not there."""
+    import torch
+
+    check_device(device)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LoomError(f"device {device!r} is not there: torch sees no CUDA device; take cpu or auto, or install a CUDA build of torch")
+    return device
