@@ -2,24 +2,34 @@
 from __future__ import annotations
 
 from ..trainer import presets
-from ..trainer.config import ALGORITHMS, OPTIMIZERS, PRECISIONS, SAVE_DTYPES, SCHEDULERS, TARGETS, LoomConfig
+from ..trainer.config import (
+    ALGORITHMS,
+    HUBER_SCHEDULES,
+    LOSS_TYPES,
+    OPTIMIZERS,
+    PRECISIONS,
+    SAVE_DTYPES,
+    SCHEDULERS,
+    TARGETS,
+    TIMESTEP_SAMPLINGS,
+    TIMESTEP_SHIFTS,
+    WEIGHTINGS,
+    LoomConfig,
+)
 from . import events, folders
-from .schema import Config, io, output, schema, widget
+from .schema import NONE, Config, io, output, schema, widget
 
-# widget name -> (part of LoomConfig, its field); the presets fill the same widgets
-FIELDS = {
-    "rank": ("adapter", "rank"), "alpha": ("adapter", "alpha"), "dropout": ("adapter", "dropout"),
-    "module_dropout": ("adapter", "module_dropout"), "algorithm": ("adapter", "algorithm"),
-    "targets": ("adapter", "targets"), "train_text_encoder": ("adapter", "train_text_encoder"), "text_encoder_lr": ("optim", "text_encoder_lr"),
-    "optimizer": ("optim", "optimizer"), "scheduler": ("optim", "scheduler"), "warmup_steps": ("optim", "warmup_steps"), "cycles": ("optim", "cycles"),
-    "weight_decay": ("optim", "weight_decay"), "max_grad_norm": ("optim", "max_grad_norm"), "min_snr_gamma": ("loss", "min_snr_gamma"),
-    "noise_offset": ("loss", "noise_offset"), "caption_dropout": ("loss", "caption_dropout"), "preservation": ("loss", "preservation"),
-    "gradient_accumulation_steps": ("train", "gradient_accumulation_steps"), "precision": ("train", "precision"),
-    "gradient_checkpointing": ("train", "gradient_checkpointing"), "save_steps": ("output", "save_steps"),
-    "save_minutes": ("output", "save_minutes"), "save_dtype": ("output", "save_dtype"),
+# What the widgets set, by part of LoomConfig; the presets fill the same widgets. Those of TrainLoRA are its own.
+_WIDGETS = {
+    "adapter": ("rank", "alpha", "dropout", "module_dropout", "algorithm", "targets", "train_text_encoder"),
+    "optim": ("text_encoder_lr", "optimizer", "scheduler", "warmup_steps", "cycles", "weight_decay", "beta1", "beta2", "max_grad_norm", "ema_decay"),
+    "loss": ("weighting", "min_snr_gamma", "p2_gamma", "loss_type", "huber_c", "huber_schedule", "noise_offset", "multires_noise_discount",
+             "multires_noise_iterations", "input_perturbation", "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "timestep_shift", "shift",
+             "unmasked_weight", "caption_dropout", "preservation"),
+    "train": ("gradient_accumulation_steps", "precision", "gradient_checkpointing", "validation_steps", "validation_split"),
+    "output": ("save_steps", "keep_checkpoints", "save_minutes", "save_dtype"),
 }
-
-NONE = "none"
+FIELDS = {name: (part, name) for part, names in _WIDGETS.items() for name in names}
 
 
 def preset_widgets(name: str) -> dict:
@@ -85,10 +95,46 @@ class LoRAConfig(io.ComfyNode):
                 option(io.Float, "weight_decay", "AdamW's weight decay.", min=0.0, max=10.0, step=0.001, advanced=True),
                 option(io.Float, "max_grad_norm",
                        "Gradients longer than this are shortened to it; 0 switches it off.", min=0.0, max=1_000_000.0, step=0.1, advanced=True),
+                option(io.Float, "beta1", "How slowly the mean of the gradients moves.", min=0.0, max=0.9999, step=0.0001, round=0.0001, advanced=True),
+                option(io.Float, "beta2", "How slowly the mean of their squares moves.", min=0.0, max=0.999999, step=0.000001, round=0.000001, advanced=True),
+                option(io.Float, "ema_decay",
+                       "Saves a moving average of the LoRA, which is steadier: 0.99 is usual, 0 is off.", min=0.0, max=0.99999, step=0.00001, round=0.00001,
+                       advanced=True),
+                option(io.Combo, "weighting",
+                       "How timesteps are balanced (epsilon and v models): min_snr suits most; debiased and p2 stress the noisy ones more.",
+                       options=list(WEIGHTINGS), advanced=True),
+                option(io.Float, "p2_gamma", "Strength of the p2 weighting.", min=0.0, max=10.0, step=0.1, advanced=True),
+                option(io.Combo, "loss_type", "mse suits most. huber minds odd pictures and broken captions less.", options=list(LOSS_TYPES), advanced=True),
+                option(io.Float, "huber_c", "Errors above this count less than squared. Smaller is milder.", min=0.0001, max=10.0, step=0.01, round=0.0001,
+                       advanced=True),
+                option(io.Combo, "huber_schedule", "How huber_c moves with the noise.", options=list(HUBER_SCHEDULES), advanced=True),
+                option(io.Float, "multires_noise_discount",
+                       "Adds noise of coarser grids, for strong darks and lights: 0.3 is usual, 0 is off.", min=0.0, max=0.99, step=0.01, advanced=True),
+                option(io.Int, "multires_noise_iterations", "How many coarser grids.", min=1, max=10, advanced=True),
+                option(io.Float, "input_perturbation",
+                       "More noise in the input than the model is to find, against learning by heart: 0.1 is usual, 0 is off.",
+                       min=0.0, max=1.0, step=0.01, advanced=True),
+                option(io.Combo, "timestep_sampling",
+                       "Which noise levels are trained most. auto: as the model's family likes it.", options=list(TIMESTEP_SAMPLINGS), advanced=True),
+                option(io.Float, "logit_mean", "logit_normal's centre: above 0 is noisier.", min=-5.0, max=5.0, step=0.1, advanced=True),
+                option(io.Float, "logit_std", "logit_normal's width.", min=0.01, max=5.0, step=0.1, round=0.01, advanced=True),
+                option(io.Float, "mode_scale", "mode's strength.", min=-1.0, max=1.75, step=0.01, advanced=True),
+                option(io.Combo, "timestep_shift",
+                       "Moves the noise levels: auto as the family likes it, constant by shift, resolution: more noise for larger pictures.",
+                       options=list(TIMESTEP_SHIFTS), advanced=True),
+                option(io.Float, "shift", "For timestep_shift constant: above 1 is noisier.", min=0.01, max=100.0, step=0.1, round=0.01, advanced=True),
+                option(io.Float, "unmasked_weight", "What counts of a picture outside its mask, where there are masks.", min=0.0, max=1.0, step=0.01,
+                       advanced=True),
+                option(io.Int, "validation_steps",
+                       "Loss on pictures held out, every so many steps: it rises when the LoRA learns by heart. The best one is kept. 0 is off.",
+                       min=0, max=1_000_000, advanced=True),
+                option(io.Float, "validation_split",
+                       "Share of the pictures held out for it; 0: on the training pictures.", min=0.0, max=0.5, step=0.01, advanced=True),
                 option(io.Float, "noise_offset",
                        "Helps very dark and very bright pictures; 0.05 is usual, 0 is off.", min=0.0, max=1.0, step=0.001, advanced=True),
                 option(io.Int, "save_steps",
                        "Save the LoRA every so many steps into the run's folder; 0: only at the end.", min=0, max=1_000_000, advanced=True),
+                option(io.Int, "keep_checkpoints", "How many of them stay; the best by validation stays too. 0: all.", min=0, max=10_000, advanced=True),
                 option(io.Float, "save_minutes",
                        "Save it every so many minutes too, over the one before, so that a crash costs no more; 0: off.",
                        min=0.0, max=100_000.0, step=1.0, advanced=True),

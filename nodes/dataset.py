@@ -58,6 +58,8 @@ class LoadDataset(io.ComfyNode):
                 widget(io.Boolean, "flip", default=False, tooltip="Also train on the mirror images. Not for text, faces with a side, or logos."),
                 widget(io.Boolean, "buckets", default=True,
                        tooltip="Keep aspect ratios by training each picture in the bucket nearest to its shape. Off: square crops."),
+                widget(io.Combo, "masks", options=list(reading.MASKS), default="none", optional=True, advanced=True,
+                       tooltip="Train on the subject alone. alpha: by the pictures' transparency; files: cat-masklabel.png or masks/cat.png, white counts."),
             ],
             outputs=[output(Dataset, "dataset"), output(io.Image, "images", is_output_list=True), output(io.String, "report")],
             hidden=[io.Hidden.unique_id],
@@ -77,10 +79,10 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     @events.errors_shown
-    def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets) -> io.NodeOutput:
+    def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none") -> io.NodeOutput:
         found = reading.read_dataset(
             folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
-            repeats=repeats, flip=flip, buckets=buckets, poll=events.interrupted)
+            repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", poll=events.interrupted)
         shown = _images(found)
         report = found.report() + (f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else "")
         events.show(cls.hidden.unique_id, report)

@@ -76,6 +76,12 @@ def runs() -> Path:
     return Path(folder_paths.get_output_directory(), "lora_loom")
 
 
+def run_names() -> list[str]:
+    """Names of all runs, newest first; whether one can go on shows when it is asked to."""
+    found = [path.parent for path in runs().glob("*/config.yaml")]
+    return [run.name for run in sorted(found, key=lambda run: -run.stat().st_mtime)][:_MOST]
+
+
 def _roots() -> list[tuple[str, Path]]:
     """(prefix of the name, root). Folders in input/ go by their bare name."""
     return [("", Path(folder_paths.get_input_directory()))] + [("datasets/", Path(p)) for p in folder_paths.get_folder_paths("datasets")]

@@ -7,12 +7,13 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io, ui
 
 CATEGORY = "LoRA Loom"
+NONE = "none"  # what a combo of files and runs says for nothing
 Dataset = io.Custom("TRAIN_DATASET")
 Config = io.Custom("LORA_CONFIG")
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 
-__all__ = ["CATEGORY", "ComfyExtension", "Config", "Dataset", "LoraModel", "LossMap", "io", "output", "schema", "ui", "widget"]
+__all__ = ["CATEGORY", "ComfyExtension", "Config", "NONE", "Dataset", "LoraModel", "LossMap", "io", "output", "schema", "ui", "widget"]
 
 
 def _known(callable_: Any, values: dict[str, Any]) -> dict[str, Any]:

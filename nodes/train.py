@@ -4,7 +4,7 @@ from __future__ import annotations
 from ..trainer import job
 from ..trainer.config import LoomConfig, TrainConfig, check_name
 from . import events, folders
-from .schema import Config, Dataset, LoraModel, LossMap, io, output, schema, widget
+from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schema, widget
 
 _LOADERS = ("ckpt_name", "unet_name", "model_name", "base")
 
@@ -29,6 +29,8 @@ class TrainLoRA(io.ComfyNode):
                        tooltip="The same seed, data and settings give the same LoRA."),
                 widget(io.String, "name", default=LoomConfig().output.name,
                        tooltip="File name of the LoRA in output/loras. One that exists is never overwritten: the new file gets a number."),
+                widget(io.Combo, "resume", options=[NONE, *folders.run_names()], default=NONE, optional=True, advanced=True,
+                       tooltip="A run that was stopped or that crashed goes on where its last save left it, with the settings that it began with."),
             ],
             outputs=[output(io.Model, "model"), output(io.Clip, "clip"), output(LoraModel, "lora"), output(LossMap, "loss"), output(io.String, "path")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -40,14 +42,14 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     @events.errors_shown
-    def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name, resume=NONE) -> io.NodeOutput:
         from ..trainer.backbones.comfy import ComfyModel
 
         config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
                                 optim={"learning_rate": learning_rate}, output={"name": name})
         base = ComfyModel(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
         result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id),
-                           init_lora=folders.lora(config.adapter.init_lora))
+                           init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
         events.show(cls.hidden.unique_id, result.report)
         trained, trained_clip = base.with_lora(result.lora)
         return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path))

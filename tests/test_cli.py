@@ -100,16 +100,16 @@ def test_ctrl_c_ends_after_the_step_and_saves(folder):
 @needs_toy_base
 def test_an_error_on_the_way_names_what_was_saved(folder, capsys):
     """A learning rate of 1 throws a toy run into numbers that are none; what was learned until then is kept."""
-    from lora_loom.trainer import loop
+    from lora_loom.trainer.loss import Diffusion
 
-    add_noise, calls = loop.losses.add_noise, []
+    add_noise, calls = Diffusion.add_noise, []
 
-    def poisoned(latents, *rest):
+    def poisoned(self, latents, *rest):
         calls.append(1)
-        return add_noise(latents, *rest) * (float("nan") if len(calls) > 2 else 1)
+        return add_noise(self, latents, *rest) * (float("nan") if len(calls) > 2 else 1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.losses, "add_noise", poisoned)
+        patch.setattr(Diffusion, "add_noise", poisoned)
         assert cli.main(["train", str(config(folder, "max_train_steps: 5\n"))]) == 2
     err = capsys.readouterr().err
     lora = folder / "results" / "织机.safetensors"

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
 from lora_loom.trainer import loop
+from lora_loom.trainer import loss as losses
 from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.protocol import Batch
@@ -22,6 +25,8 @@ from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, total_steps, train
+from lora_loom.trainer.objective import Objective
+from lora_loom.trainer.state import State
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
@@ -69,6 +74,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 SCRIPT = """
 import sys
+from functools import partial
 from pathlib import Path
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.config import LoomConfig
@@ -126,7 +132,7 @@ def by_hand(model: backbone.DiffusersModel, dataset: Dataset, config: LoomConfig
             for _ in range(config.train.gradient_accumulation_steps):
                 batch = next(source)
                 latents.append(batch.latents)
-                timesteps.append(torch.randint(1000, (len(batch.latents),), generator=generator))
+                timesteps.append((torch.rand(len(batch.latents), generator=generator).double() * 1000).long())
                 noise.append(torch.randn(batch.latents.shape, generator=generator))
                 contexts += [c.context for c in batch.conditioning]
             x, t, e = torch.cat(latents), torch.cat(timesteps), torch.cat(noise)
@@ -174,14 +180,14 @@ def test_accumulated_gradients_equal_one_large_batch(model: backbone.DiffusersMo
             total = {a.key: torch.zeros_like(a.named()["lora_up.weight"]) for a in adapters}
             for a in adapters:
                 a.named()["lora_up.weight"].register_hook(lambda grad, sum_=total[a.key]: sum_.add_(grad))
-            drawn: list[torch.Tensor] = []
-            original = loop._noise
-            try:  # noise of zero: what differs between the two is then only how rows are grouped
-                loop._noise = lambda latents, offset, generator: torch.zeros_like(latents)
-                alphas, model.alphas_cumprod = model.alphas_cumprod, model.alphas_cumprod[400:401]  # one timestep
-                loop.train(model, adapters, batches(encoded, 1, batch_size, 5, 0.0), config, 1, Hooks(), drawn)
-            finally:
-                loop._noise, model.alphas_cumprod = original, alphas
+            alphas, model.alphas_cumprod = model.alphas_cumprod, model.alphas_cumprod[400:401]  # one timestep
+            with pytest.MonkeyPatch.context() as patch:  # noise of zero: what differs between the two is then only how rows are grouped
+                patch.setattr(losses, "draw_noise", lambda latents, config, generator: torch.zeros_like(latents))
+                try:
+                    objective = Objective(model, adapters, config.loss)
+                finally:
+                    model.alphas_cumprod = alphas
+                loop.train(State(adapters, config, 1, model.device), objective, partial(batches, encoded, 1, batch_size, 5, 0.0), config, Hooks())
             gradients.append(torch.cat([g.flatten() for _, g in sorted(total.items())]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
     assert gradients[0].abs().max() > 1e-4
@@ -350,30 +356,62 @@ def test_an_error_in_a_hook_keeps_what_was_learned(model: backbone.DiffusersMode
 
 
 class Poisoned(backbone.DiffusersModel):
-    """Encodes pictures that are mostly blue to latents that are no numbers, as a VAE that overflows does."""
+    """Answers no numbers at the calls of these numbers, as a model that overflows does."""
 
-    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        latents = super().encode_images(pixels)
-        blue = pixels[:, 2].mean((1, 2)) > pixels[:, 0].mean((1, 2)) + 0.1
-        return torch.where(blue.view(-1, 1, 1, 1), torch.nan, latents)
+    calls: list[int] = []
+    bad: tuple[int, ...] = ()
+
+    def predict(self, *args: object) -> torch.Tensor:
+        self.calls.append(1)
+        return super().predict(*args) * (torch.nan if len(self.calls) in self.bad else 1)
 
 
-def test_a_loss_that_is_no_number(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.fixture
+def poisoned() -> Poisoned:
     from lora_loom.trainer.backbones.diffusers_load import load_parts
 
-    model = Poisoned(load_parts("toy_base", torch.float32), torch.device("cpu"))
-    order = batches(encode(model, dataset, False, lambda done, total: None), 1, 1, 7, 0.0)
-    good = next(i for i in range(8) if next(order).captions == ["a blue circle"])  # steps before the poisoned one
-    assert good > 0
-    before = tree(model)
+    found = Poisoned(load_parts("toy_base", torch.float32), torch.device("cpu"))
+    found.encode_captions([""])  # see model
+    found.calls = []
+    return found
+
+
+def test_a_loss_that_stays_no_number(poisoned: Poisoned, model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    poisoned.bad = (4, 6, 7, 8)
+    before = tree(poisoned)
+    events: list[tuple[str, dict]] = []
     with pytest.raises(LoomError) as error:
-        run(model, dataset, CONFIG.replace(train={"steps": 8, "seed": 7}), tmp_path)
-    assert f"step {good + 1}" in str(error.value) and "nan" in str(error.value) and "learning rate" in str(error.value)
+        run(poisoned, dataset, CONFIG.replace(train={"steps": 8, "seed": 7}), tmp_path, event=lambda name, data: events.append((name, data)))
+    message = str(error.value)
+    assert "nan" in message and "at step 5, 3 times in a row" in message and "learning rate (0.001)" in message and "saved as toy.safetensors" in message
+    assert [data["step"] for name, data in events if name == "step skipped"] == [4, 5, 5, 5]
     kept = load_file(tmp_path / "loras" / "toy.safetensors")
     assert all(v.isfinite().all() for v in kept.values())
-    clean = backbone.load("toy_base", "cpu", "fp32")
-    assert same(kept, run(clean, dataset, CONFIG.replace(train={"steps": good, "seed": 7}), tmp_path).lora)
-    assert tree(model) == before
+    first = run(model, dataset, CONFIG.replace(train={"steps": 3, "seed": 7}), tmp_path)
+    assert not same(kept, first.lora) and tree(poisoned) == before  # the fourth step came after the one that was skipped
+
+
+def test_single_bad_steps_are_skipped(poisoned: Poisoned, dataset: Dataset, tmp_path: Path) -> None:
+    poisoned.bad = (3, 5, 6)
+    result = run(poisoned, dataset, CONFIG.replace(train={"steps": 6}), tmp_path)
+    assert result.steps == len(result.losses) == 6 and all(math.isfinite(x) for x in result.losses) and len(poisoned.calls) == 9
+    assert "3 steps were skipped" in result.report
+    assert all(v.isfinite().all() for v in result.lora.values())
+
+
+def test_an_exploding_loss_is_skipped(poisoned: Poisoned, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Poisoned.predict
+    monkeypatch.setattr(Poisoned, "predict", lambda self, *args: plain(self, *args) * (1000 if len(self.calls) == 13 else 1))
+    result = run(poisoned, dataset, CONFIG.replace(train={"steps": 15}), tmp_path)
+    assert len(poisoned.calls) == 16 and max(result.losses) < 50 and "1 steps were skipped" in result.report
+
+
+def test_a_vae_that_overflows_is_named_before_training(dataset: Dataset, poisoned: Poisoned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_images = Poisoned.encode_images
+    monkeypatch.setattr(Poisoned, "encode_images", lambda self, pixels: encode_images(self, pixels) * torch.tensor([1, 1, torch.nan, 1]).view(4, 1, 1, 1))
+    with pytest.raises(LoomError, match=f"no numbers for {dataset.pictures[2].name}.*fp32-vae"):
+        run(poisoned, dataset, CONFIG, tmp_path)
+    assert not list((tmp_path / "loras").iterdir()) and not list((tmp_path / "runs").iterdir())
 
 
 def test_checkpointing_changes_no_number(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:

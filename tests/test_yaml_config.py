@@ -53,6 +53,27 @@ buckets: false
 output_dir: results
 output_name: my_织机
 save_steps: 50
+keep_checkpoints: 3
+ema_decay: 0.99
+loss_weighting: debiased
+p2_gamma: 2
+loss_type: huber
+huber_c: 0.2
+huber_schedule: exponential
+multires_noise_discount: 0.3
+multires_noise_iterations: 4
+input_perturbation: 0.1
+timestep_sampling: logit_normal
+logit_mean: -0.5
+logit_std: 0.8
+mode_scale: 1
+timestep_shift: constant
+shift: 2.5
+unmasked_weight: 0.2
+validation_steps: 100
+validation_split: 0.2
+masks: alpha
+resume: old_run
 save_minutes: 3
 lr_num_cycles: 2
 adam_beta1: 0.8
@@ -96,18 +117,21 @@ def test_every_key_arrives(folder):
     job = job_of(folder, FULL, head="")
     assert (job.data, job.metadata) == (folder / "pictures", folder / "captions" / "metadata.csv")
     assert job.base_model == str(folder / "model.safetensors")
+    assert job.resume == "old_run"
     assert (job.output_dir, job.log_dir, job.device) == (folder / "results", folder / "logs", "cpu")
     assert job.dataset == {"resolution": 768, "min_size": 256, "caption_source": "metadata", "trigger_word": "织机",
-                           "repeats": 5, "flip": True, "buckets": False}
+                           "repeats": 5, "flip": True, "buckets": False, "masks": "alpha"}
     assert job.config.to_dict() == {
         "adapter": {"algorithm": "dora", "rank": 8, "alpha": 4.0, "dropout": 0.1, "module_dropout": 0.2, "targets": "attention+ff", "target_modules": [],
                     "train_text_encoder": True, "init_lora": str(folder / "old.safetensors")},
         "optim": {"optimizer": "adamw", "learning_rate": 2e-4, "text_encoder_lr": 3e-5, "scheduler": "cosine", "warmup_steps": 10,
-                  "cycles": 2, "weight_decay": 0.02, "beta1": 0.8, "beta2": 0.95, "max_grad_norm": 0.5},
-        "loss": {"min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2, "preservation": 1.5, "preservation_words": ["mug", "cup"]},
+                  "cycles": 2, "weight_decay": 0.02, "beta1": 0.8, "beta2": 0.95, "max_grad_norm": 0.5, "ema_decay": 0.99},
+        "loss": {"weighting": "debiased", "p2_gamma": 2.0, "loss_type": "huber", "huber_c": 0.2, "huber_schedule": "exponential", "multires_noise_discount": 0.3,
+                 "multires_noise_iterations": 4, "input_perturbation": 0.1, "timestep_sampling": "logit_normal", "logit_mean": -0.5, "logit_std": 0.8,
+                 "mode_scale": 1.0, "timestep_shift": "constant", "shift": 2.5, "unmasked_weight": 0.2, "min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2, "preservation": 1.5, "preservation_words": ["mug", "cup"]},
         "train": {"steps": 0, "epochs": 7, "batch_size": 2, "gradient_accumulation_steps": 3, "precision": "bf16",
-                  "gradient_checkpointing": True, "seed": 42},
-        "output": {"name": "my_织机", "save_steps": 50, "save_minutes": 3.0, "save_dtype": "bf16"},
+                  "gradient_checkpointing": True, "seed": 42, "validation_steps": 100, "validation_split": 0.2},
+        "output": {"name": "my_织机", "save_steps": 50, "keep_checkpoints": 3, "save_minutes": 3.0, "save_dtype": "bf16"},
     }
 
 

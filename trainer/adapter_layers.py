@@ -172,7 +172,7 @@ class OutputOFT(torch.nn.Module, BaseTunerLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.module_dropout and torch.rand(1).item() < self.module_dropout:
+        if self.disable_adapters or self.training and self.module_dropout and torch.rand(1).item() < self.module_dropout:
             return y
         bias = self.base_layer.bias
         channels = 1 if isinstance(self.base_layer, torch.nn.Conv2d) else y.ndim - 1

@@ -195,6 +195,28 @@ def disabled(adapters: list[Adapter]) -> Iterator[None]:
             adapter.layer._disable_adapters = False
 
 
+@contextmanager
+def evaluating(adapters: list[Adapter]) -> Iterator[None]:
+    """No adapter drops anything inside."""
+    modules = [m for a in adapters for m in _own_modules(a.layer)]
+    before = [m.training for m in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before):
+            module.training = training
+
+
+def _own_modules(layer: BaseTunerLayer) -> Iterator[torch.nn.Module]:
+    """The adapter's own, without the base layer."""
+    yield layer
+    for name, child in layer.named_children():
+        if name != "base_layer":
+            yield from child.modules()
+
+
 def eject(root: torch.nn.Module) -> None:
     """Put every base layer back in its place. Harmless where nothing was injected."""
     for parent in list(root.modules()):

@@ -95,7 +95,8 @@ def train_command(options: argparse.Namespace) -> int:
     hooks = Hooks(progress=terminal.progress, poll=terminal.poll, should_stop=lambda: terminal.stopping, event=terminal.event)
     with terminal.ctrl_c():
         result = train(model, dataset, job.config, loras_folder=job.output_dir, runs_folder=job.output_dir / "lora_loom", hooks=hooks,
-                       log_dir=job.log_dir, init_lora=Path(job.config.adapter.init_lora) if job.config.adapter.init_lora else None)
+                       log_dir=job.log_dir, init_lora=Path(job.config.adapter.init_lora) if job.config.adapter.init_lora else None,
+                       resume=job.resume)
     print(result.report)
     print(f"LoRA: {result.path}")
     return INTERRUPTED if terminal.stopping else 0

@@ -18,6 +18,11 @@ ALGORITHMS = ("lora", "dora", "rslora", "loha", "lokr", "oft")
 TARGETS = ("attention", "attention+ff", "all linear", "all linear+conv")
 OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "lion", "prodigy", "schedule_free_adamw")
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+WEIGHTINGS = ("min_snr", "debiased", "p2", "none")
+LOSS_TYPES = ("mse", "huber")
+HUBER_SCHEDULES = ("snr", "exponential", "constant")
+TIMESTEP_SAMPLINGS = ("auto", "uniform", "logit_normal", "mode")
+TIMESTEP_SHIFTS = ("auto", "none", "constant", "resolution")
 PRECISIONS = ("auto", "fp32", "bf16")
 SAVE_DTYPES = ("fp16", "bf16", "fp32")
 
@@ -114,6 +119,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     max_grad_norm: float = 1.0  # 0 switches clipping off
+    ema_decay: float = 0.0  # exponential moving average of the adapters, which is what is saved then; 0 switches it off
 
     def validate(self) -> None:
         _choice("LoRAConfig", "optimizer", self.optimizer, OPTIMIZERS)
@@ -129,14 +135,32 @@ class OptimConfig:
         _limit("LoRAConfig", "beta1", self.beta1, 0, 0.9999)
         _limit("LoRAConfig", "beta2", self.beta2, 0, 0.999999)
         _limit("LoRAConfig", "max_grad_norm", self.max_grad_norm, 0, 1e6)
+        _limit("LoRAConfig", "ema_decay", self.ema_decay, 0, 0.99999)
+        if self.ema_decay and self.optimizer == "schedule_free_adamw":
+            raise LoomError(f"ema_decay {self.ema_decay:g} with schedule_free_adamw, which averages by itself: set ema_decay to 0, or choose adamw")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss in the model's own target space, weighted by min-SNR-gamma (Hang et al. 2023, arXiv:2303.09556)."""
+    """Loss in the model's own target space; formulas and sources are in loss.py. Weights are for epsilon and v, times for flow too."""
 
+    weighting: str = "min_snr"
     min_snr_gamma: float = 5.0  # 0 switches the weighting off
+    p2_gamma: float = 1.0
+    loss_type: str = "mse"
+    huber_c: float = 0.1
+    huber_schedule: str = "snr"
     noise_offset: float = 0.0
+    multires_noise_discount: float = 0.0  # 0 switches it off
+    multires_noise_iterations: int = 6
+    input_perturbation: float = 0.0
+    timestep_sampling: str = "auto"  # the family's own
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+    timestep_shift: str = "auto"
+    shift: float = 3.0  # for timestep_shift constant
+    unmasked_weight: float = 0.1  # of what a mask leaves out, where there are masks
     caption_dropout: float = 0.05  # the share of captions replaced by the empty one
     preservation: float = 0.0  # weight of the base model's own answer to captions without the trigger word; 0 switches it off
     preservation_words: tuple[str, ...] = ()  # what stands for the trigger word there; empty: it is left out
@@ -145,8 +169,15 @@ class LossConfig:
         _limit("LoRAConfig", "preservation", self.preservation, 0, 100)
         if not all(isinstance(word, str) and word.strip() for word in self.preservation_words):
             raise LoomError(f"preservation_words is {self.preservation_words!r}: it takes words such as person, or nothing")
-        _limit("LoRAConfig", "min_snr_gamma", self.min_snr_gamma, 0, 100)
-        _limit("LoRAConfig", "noise_offset", self.noise_offset, 0, 1)
+        _choice("LoRAConfig", "weighting", self.weighting, WEIGHTINGS)
+        _choice("LoRAConfig", "loss_type", self.loss_type, LOSS_TYPES)
+        _choice("LoRAConfig", "huber_schedule", self.huber_schedule, HUBER_SCHEDULES)
+        _choice("LoRAConfig", "timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        _choice("LoRAConfig", "timestep_shift", self.timestep_shift, TIMESTEP_SHIFTS)
+        for name, low, high in (("min_snr_gamma", 0, 100), ("p2_gamma", 0, 10), ("huber_c", 1e-4, 10), ("noise_offset", 0, 1),
+                                ("multires_noise_discount", 0, 0.99), ("multires_noise_iterations", 1, 10), ("input_perturbation", 0, 1),
+                                ("logit_mean", -5, 5), ("logit_std", 0.01, 5), ("mode_scale", -1, 1.75), ("shift", 0.01, 100), ("unmasked_weight", 0, 1)):
+            _limit("LoRAConfig", name, getattr(self, name), low, high)
         _limit("LoRAConfig", "caption_dropout", self.caption_dropout, 0, 1)
 
 
@@ -161,6 +192,8 @@ class TrainConfig:
     precision: str = "auto"
     gradient_checkpointing: bool = False
     seed: int = 0
+    validation_steps: int = 0  # validation loss every so many steps; 0 switches it off
+    validation_split: float = 0.1  # the share of pictures held out for it; 0: on the training pictures
 
     def validate(self) -> None:
         _limit("TrainLoRA", "steps", self.steps, 0, 1_000_000)
@@ -171,6 +204,8 @@ class TrainConfig:
         _limit("LoRAConfig", "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 1024)
         _choice("LoRAConfig", "precision", self.precision, PRECISIONS)
         _limit("TrainLoRA", "seed", self.seed, 0, 2**64 - 1)
+        _limit("LoRAConfig", "validation_steps", self.validation_steps, 0, 1_000_000)
+        _limit("LoRAConfig", "validation_split", self.validation_split, 0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -179,12 +214,14 @@ class OutputConfig:
 
     name: str = "my_lora"
     save_steps: int = 0
+    keep_checkpoints: int = 0  # how many of them stay beside the best; 0: all
     save_minutes: float = 10.0  # one file, written over: what a crash can cost at most
     save_dtype: str = "fp16"
 
     def validate(self) -> None:
         check_name(self.name)
         _limit("LoRAConfig", "save_steps", self.save_steps, 0, 1_000_000)
+        _limit("LoRAConfig", "keep_checkpoints", self.keep_checkpoints, 0, 10_000)
         _limit("LoRAConfig", "save_minutes", self.save_minutes, 0, 100_000)
         _choice("LoRAConfig", "save_dtype", self.save_dtype, SAVE_DTYPES)
 

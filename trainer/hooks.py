@@ -19,13 +19,15 @@ class Progress:
     grad_norm: float = 0.0
     steps_per_second: float = 0.0
     eta_seconds: float = 0.0
+    validation_loss: float | None = None  # where it was computed after this step
 
     def line(self) -> str:
         """One line fit for a terminal or a node's text."""
         if self.phase == "encode":
             return f"encoding pictures and captions {self.step}/{self.total}"
         minutes, seconds = divmod(int(self.eta_seconds + 0.5), 60)
-        return (f"step {self.step}/{self.total}  loss {self.smoothed_loss:.4f}  lr {self.learning_rate:.2e}  "
+        checked = "" if self.validation_loss is None else f"  validation {self.validation_loss:.4f}"
+        return (f"step {self.step}/{self.total}  loss {self.smoothed_loss:.4f}{checked}  lr {self.learning_rate:.2e}  "
                 f"{self.steps_per_second:.2f} it/s  {minutes:d}:{seconds:02d} left")
 
 

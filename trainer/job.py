@@ -4,12 +4,10 @@ A model comes in from the caller; nothing here knows which backbone is behind it
 """
 from __future__ import annotations
 
-import contextlib
+import gc
 import math
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +16,18 @@ from . import loop, optim
 from .adapters import Adapter, adapted, select, size
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
-from .config import LoomConfig, parse_target
+from .config import LoomConfig, LossConfig, check_name, parse_target
 from .data.batches import Encoded, batches, encode, epoch_length
 from .data.buckets import bucket_for
 from .data.folder import Dataset
 from .errors import LoomError
+from .fitting import Fitting
 from .hooks import Hooks, Progress
-from .runs import export, lora_names, store
+from .objective import Objective
+from .runs import checkpoint, export, lora_names, store
+from .runs.saver import Saver
+from .state import State, Written
+from .validation import Validation, divided
 
 __all__ = ["Hooks", "Progress", "Result", "check", "plan", "total_steps", "train"]
 
@@ -83,6 +86,8 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
 
 def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
     """What will run, in words, before anything is loaded."""
+    whole = dataset
+    dataset, held = _divided(whole, config)
     each, total = steps_per_epoch(dataset, config, family), total_steps(dataset, config, family)
     seen = total * config.train.batch_size * config.train.gradient_accumulation_steps / max(1, len(dataset.pictures))
     unused = [f"epochs {config.train.epochs} is not used: steps {config.train.steps} decides, set it to 0 to count by epochs"]
@@ -94,31 +99,52 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
         f"{total} steps of {config.train.batch_size} x {config.train.gradient_accumulation_steps} pictures, {each} steps an epoch, "
         f"{total / each:.1f} epochs: each picture is seen about {seen:.0f} times",
         f"{config.optim.optimizer} at {config.optim.learning_rate:g}, {config.optim.scheduler} with {config.optim.warmup_steps} warm-up steps, "
-        f"min-SNR gamma {config.loss.min_snr_gamma:g}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
+        f"{_loss_in_words(config.loss, family)}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
+        *([f"validation every {config.train.validation_steps} steps on {f'{len(held.pictures)} pictures held out' if held else 'the training pictures'}"]
+          if config.train.validation_steps else []),
         *(unused if config.train.epochs and config.train.steps else []),
     ])
 
 
+def _divided(dataset: Dataset, config: LoomConfig) -> tuple[Dataset, Dataset | None]:
+    return divided(dataset, config.train.validation_split if config.train.validation_steps else 0, config.train.seed)
+
+
+def _loss_in_words(config: LossConfig, family: Family) -> str:
+    weights = {"min_snr": f"min-SNR gamma {config.min_snr_gamma:g}", "p2": f"p2 gamma {config.p2_gamma:g}"}.get(config.weighting, f"weights {config.weighting}")
+    if family.flow:
+        sampling = family.timestep_sampling if config.timestep_sampling == "auto" else config.timestep_sampling
+        shift = family.timestep_shift if config.timestep_shift == "auto" else config.timestep_shift
+        weights = f"{sampling} timesteps, shift {shift}"
+    return f"{config.loss_type} loss, {weights}"
+
+
 def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_folder: Path, runs_folder: Path,
-          hooks: Hooks | None = None, log_dir: Path | None = None, init_lora: Path | None = None) -> Result:
+          hooks: Hooks | None = None, log_dir: Path | None = None, init_lora: Path | None = None, resume: str = "") -> Result:
     """Train and write the LoRA. On an interrupt or an error what was learned is written before it goes on its way.
 
-    Raises LoomError for bad input before anything is computed, and for a loss that is no number.
+    `resume` names a run below `runs_folder` that is not over: it goes on where its last save left it. Raises LoomError for bad
+    input before anything is computed, and for a loss that stays no number.
     """
     hooks = hooks or Hooks()
     check(dataset, config)
     first = _going_on(model, config, init_lora)
-    steps = total_steps(dataset, config, model.family)
+    training, held = _divided(dataset, config)
+    steps = total_steps(training, config, model.family)
+    written = _resumed(Path(runs_folder), resume, config, dataset, model, steps) if resume else None
     reserve = store.Reservation(Path(loras_folder), _file_size(model, config))
     log = None
     try:
-        run = store.new_run(Path(runs_folder), config.output.name)
-        (run / "checkpoints").mkdir()
+        run = Path(runs_folder) / resume if resume else store.new_run(Path(runs_folder), config.output.name)
+        (run / "checkpoints").mkdir(exist_ok=True)
         store.write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
         store.write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config)}\n".encode())
-        log = store.Log(run, log_dir)
+        log = store.Log(run, log_dir, len(written[1]["history"]) if written else 0)
         hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config)})
-        return _train(model, dataset, config, steps, Path(loras_folder), run, reserve, log, hooks, first)
+        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, _facts(dataset, model))
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(config.train.seed)
+            state, changes = _train(model, training, held, config, steps, saver, log, hooks, first, written)
     except OSError as error:
         raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
                         "free some space, or choose a folder that may be written to") from error
@@ -127,48 +153,109 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         if log is not None:
             log.close()
             store.drop_if_empty(run)
+    return Result(saver.path, saver.lora, state.history, state.step, state.step < steps, run, _report(state, config, saver, changes))
 
 
-def _train(model, dataset, config: LoomConfig, steps: int, loras_folder: Path, run: Path, reserve: store.Reservation, log: store.Log, hooks: Hooks,
-           first: dict[str, dict[str, torch.Tensor]]) -> Result:
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(config.train.seed)
+def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config: LoomConfig, steps: int, saver: Saver, log: store.Log, hooks: Hooks,
+           first: dict[str, dict[str, torch.Tensor]], written: Written | None) -> tuple[State, list[str]]:
+    """(the state that the run ended with, what was changed to make it fit into memory)."""
 
-        def encoding(done: int, total: int) -> None:
-            hooks.poll()
-            hooks.progress(Progress("encode", done, total))
+    def encoding(done: int, total: int) -> None:
+        hooks.poll()
+        hooks.progress(Progress("encode", done, total))
 
-        encoded = encode(model, dataset, config.adapter.train_text_encoder, encoding,
-                         preserve=config.loss.preservation_words if config.loss.preservation else None)
-        model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
-        source = batches(encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
-        history: list[float] = []
-        saver = _Saver(model, dataset, config, loras_folder, run, reserve, hooks)
+    words = config.loss.preservation_words if config.loss.preservation else None
+    encoded = encode(model, dataset, config.adapter.train_text_encoder, encoding, preserve=words)
+    checked = encode(model, held, config.adapter.train_text_encoder, encoding) if held else encoded
+    model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
+    source = partial(batches, encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
+    fitting, changes, state = Fitting(config.train.gradient_checkpointing), [], None
+    while True:
         try:
-            settings = (config.train.precision, config.adapter.train_text_encoder, config.train.gradient_checkpointing)
             # a host brings its model in as it is, before there is anything of ours in its tree
-            with model.training(*settings, largest=_largest(encoded, config.train.batch_size)), adapted(model, config.adapter, config.train.seed) as adapters:
-                with saver.at_the_end(adapters, history), torch.enable_grad():
-                    for adapter in adapters:
-                        if adapter.key in first:
-                            adapter.load(first[adapter.key])
-                    watched = Hooks(saver.watching(adapters, log), hooks.poll, hooks.should_stop, hooks.event)
-                    loop.train(model, adapters, source, config, steps, watched, history)
+            with model.training(config.train.precision, config.adapter.train_text_encoder, fitting.checkpointing, largest=_largest(encoded, config, fitting),
+                                offload=fitting.offload), adapted(model, config.adapter, config.train.seed) as adapters:
+                state = State(adapters, config, steps, model.device)
+                _begin(state, adapters, first, written, saver)
+                objective = Objective(model, adapters, config.loss)
+                validate = Validation(objective, checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
+                watched = Hooks(saver.watching(state, log), hooks.poll, hooks.should_stop, hooks.event)
+                try:
+                    with torch.enable_grad():
+                        loop.train(state, objective, lambda skip: source(skip=skip), config, watched, validate, fitting.split)
+                except torch.OutOfMemoryError:
+                    written = state.written()  # as after the last whole step
+                    cheaper = fitting.cheaper(config.train.batch_size, model.can_offload)
+                    if cheaper is None:
+                        saver.finish(state)
+                        raise
+                except BaseException:
+                    saver.finish(state)
+                    raise
+                else:
+                    saver.finish(state)
+                    return state, changes
         except LoomError as error:
-            if saver.path is not None:
-                raise LoomError(f"{error}. What was learned in {len(history)} steps is saved as {saver.path.name}") from error
+            if saver.path is not None and state is not None:
+                raise LoomError(f"{error}. What was learned in {state.step} steps is saved as {saver.path.name}") from error
             raise
-        except torch.cuda.OutOfMemoryError as error:
-            kept = f" What was learned in {len(history)} steps is saved as {saver.path.name}" if saver.path else ""
-            raise LoomError(f"the GPU ran out of memory at batch_size {config.train.batch_size}: lower it (gradient_accumulation_steps makes up for it), "
-                            f"turn on gradient_checkpointing, or lower the resolution ({dataset.resolution}).{kept}") from error
-    stopped = len(history) < steps
-    recent = history[-50:]
-    report = (f"{'Stopped' if stopped else 'Finished'} at step {len(history)} of {steps}, loss {sum(recent) / max(1, len(recent)):.4f}. "
-              f"Saved as {saver.path.name}")
+        except torch.OutOfMemoryError as error:
+            kept = f" What was learned in {state.step} steps is saved as {saver.path.name}" if saver.path and state else ""
+            raise LoomError(f"the GPU ran out of memory at batch_size {config.train.batch_size}, {'after ' + ', '.join(changes) if changes else 'as it is'}: "
+                            f"lower the resolution ({dataset.resolution}) or the rank ({config.adapter.rank}), or choose smaller targets.{kept}") from error
+        changes.append(cheaper.difference(fitting))
+        fitting = cheaper
+        hooks.event("out of memory", {"step": state.step + 1, "change": changes[-1]})
+        gc.collect()
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _begin(state: State, adapters: list[Adapter], first: dict[str, dict[str, torch.Tensor]], written: Written | None, saver: Saver) -> None:
+    """A new run's start, or where it was."""
+    if written is not None:
+        saver.take_up(state, written)
+        return
+    for adapter in adapters:
+        if adapter.key in first:
+            adapter.load(first[adapter.key])
+    state.mark()
+
+
+def _report(state: State, config: LoomConfig, saver: Saver, changes: list[str]) -> str:
+    recent = state.history[-50:]
+    lines = [f"{'Stopped' if state.step < state.steps else 'Finished'} at step {state.step} of {state.steps}, loss {sum(recent) / max(1, len(recent)):.4f}",
+             f"Saved as {saver.path.name}"]
+    if saver.best is not None:
+        lines.append(f"Best validation loss {saver.best:.4f}, kept in the run's folder")
+    if state.dropped:
+        lines.append(f"{state.dropped} steps were skipped, for their loss was no number or far too large")
+    if changes:
+        lines.append(f"Memory ran out, so these were changed: {', '.join(changes)}")
     if config.train.epochs and config.train.steps:
-        report += f". epochs {config.train.epochs} was not used: steps decides"
-    return Result(saver.path, saver.lora, history, len(history), stopped, run, report)
+        lines.append(f"epochs {config.train.epochs} was not used: steps decides")
+    return ". ".join(lines)
+
+
+def _facts(dataset: Dataset, model: TrainableModel) -> dict[str, str]:
+    """What must be the same when a run is taken up, by the name that messages give it."""
+    return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}"}
+
+
+def _resumed(runs_folder: Path, name: str, config: LoomConfig, dataset: Dataset, model: TrainableModel, steps: int) -> Written:
+    """The state that the run of that name goes on from. LoomError where it has none, or where something else has changed."""
+    run = runs_folder / check_name(name)
+    checkpoint.check_same(run, config)
+    tensors, facts = checkpoint.read(run)
+    now = _facts(dataset, model)
+    if facts["dataset"] != now["dataset"]:
+        raise LoomError(f"resume {name!r} with other pictures, captions or dataset settings than it began with: put them back, "
+                        "or start a new run and set LoRAConfig.init_lora")
+    if facts["model"] != now["model"]:
+        raise LoomError(f"resume {name!r} on {now['model']!r}, but it began on {facts['model']!r}: load that checkpoint, or start a new run")
+    if len(facts["history"]) >= steps:
+        raise LoomError(f"resume {name!r} is at step {len(facts['history'])} and steps is {steps}: set TrainLoRA.steps higher")
+    return tensors, facts
 
 
 def _going_on(model: TrainableModel, config: LoomConfig, path: Path | None) -> dict[str, dict[str, torch.Tensor]]:
@@ -184,82 +271,10 @@ def _going_on(model: TrainableModel, config: LoomConfig, path: Path | None) -> d
     return first
 
 
-def _largest(encoded: Encoded, batch_size: int) -> tuple[int, ...]:
-    """(B, C, H/8, W/8) of the largest micro-batch that can come."""
-    return (min(batch_size, len(encoded)), *max((tuple(z.shape) for z in encoded.latents), key=math.prod))
-
-
-@dataclass
-class _Saver:
-    """Writes the run's LoRA files: on the way where `save_steps` and `save_minutes` ask for it, and at the end on every way out."""
-
-    model: TrainableModel
-    dataset: Dataset
-    config: LoomConfig
-    loras_folder: Path
-    run: Path
-    reserve: store.Reservation
-    hooks: Hooks
-    path: Path | None = None
-    lora: dict[str, torch.Tensor] | None = None
-
-    @contextlib.contextmanager
-    def at_the_end(self, adapters: list[Adapter], history: list[float]) -> Iterator[None]:
-        """Whatever was learned is written when the block ends, interrupts and errors included."""
-        try:
-            yield
-        finally:
-            if history:
-                self.lora, data = self._bytes(adapters, len(history))
-                self.reserve.release()
-                self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
-                self._latest.unlink(missing_ok=True)
-                self.hooks.event("saved", {"path": str(self.path), "steps": len(history)})
-
-    def watching(self, adapters: list[Adapter], log: store.Log) -> Callable[[Progress], None]:
-        """The progress hook with logs and checkpoints in front of the host's own."""
-
-        output, saved = self.config.output, time.monotonic()
-
-        def progress(now: Progress) -> None:
-            nonlocal saved
-            log.step(now)
-            if output.save_steps and now.step % output.save_steps == 0 and now.step < now.total:
-                self._checkpoint(adapters, now.step, self.run / "checkpoints" / f"{output.name}_step{now.step:06d}.safetensors")
-            if output.save_minutes and time.monotonic() - saved >= 60 * output.save_minutes and now.step < now.total:
-                self._checkpoint(adapters, now.step, self._latest)
-                saved = time.monotonic()
-            self.hooks.progress(now)
-
-        return progress
-
-    @property
-    def _latest(self) -> Path:
-        return self.run / "checkpoints" / f"{self.config.output.name}_latest.safetensors"
-
-    def _checkpoint(self, adapters: list[Adapter], step: int, path: Path) -> None:
-        try:
-            store.write_whole(path, self._bytes(adapters, step)[1])
-            self.hooks.event("checkpoint", {"step": step})
-        except OSError as error:  # the result's own space is reserved: go on
-            self.hooks.event("checkpoint failed", {"step": step, "reason": error.strerror or str(error)})
-
-    def _bytes(self, adapters: list[Adapter], steps: int) -> tuple[dict[str, torch.Tensor], bytes]:
-        tensors = export.state_dict(adapters, self.config)
-        return tensors, export.to_bytes(tensors, export.metadata(self.model, self.dataset, self.config, steps))
-
-
-def _write(loras_folder: Path, run: Path, name: str, data: bytes) -> Path:
-    """The LoRA in ComfyUI's folder; where that fails, in the run's folder or the system's temporary one, and LoomError says so."""
-    try:
-        return store.write_new(loras_folder, name, ".safetensors", data)
-    except OSError as error:
-        for folder in (run, Path(tempfile.gettempdir())):
-            with contextlib.suppress(OSError):
-                path = store.write_new(folder, name, ".safetensors", data)
-                raise LoomError(f"{name}.safetensors could not be written to {loras_folder} ({error.strerror or error}), so it was saved as {path}: "
-                                "free some space and move it into a loras folder") from error
-        raise
+def _largest(encoded: Encoded, config: LoomConfig, fitting: Fitting) -> tuple[int, ...]:
+    """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""
+    rows = -(-min(config.train.batch_size, len(encoded)) // fitting.split)
+    return (rows, *max((tuple(z.shape) for z in encoded.latents), key=math.prod))
 
 
 def _file_size(model: TrainableModel, config: LoomConfig) -> int:

@@ -1,84 +1,66 @@
-"""The training loop. It knows no node, no file and no model family: a model, batches and numbers come in, losses go out."""
+"""The training loop. It knows no node, no file and no model family: an objective, micro-batches and a state go in, the state moves on."""
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from . import loss as losses
 from . import optim
-from .adapters import Adapter, disabled
-from .backbones.protocol import Batch, TrainableModel
+from .backbones.protocol import Batch
 from .config import LoomConfig
 from .errors import LoomError
 from .hooks import Hooks, Progress
+from .objective import Objective
+from .state import State
+
+EXPLODED = 50  # times the smoothed loss; single timesteps differ by less than 10
+PATIENCE = 3  # bad steps in a row
 
 
-def train(model: TrainableModel, adapters: list[Adapter], batches: Iterator[Batch], config: LoomConfig, steps: int, hooks: Hooks, history: list[float]) -> None:
-    """Run `steps` optimizer steps; append each step's loss to `history`, so that an interrupt loses none.
+def train(state: State, objective: Objective, source: Callable[[int], Iterator[Batch]], config: LoomConfig, hooks: Hooks,
+          validate: Callable[[], float] | None = None, split: int = 1) -> None:
+    """Optimizer steps until `state.steps`. `source(n)` gives micro-batches from the n-th on; each is computed in `split` parts.
 
-    Raises LoomError where the loss or the gradient is no finite number: the adapters stay as after the last good step.
+    A step whose loss or gradient is no finite number, or explodes, is skipped: its pictures are drawn anew later. Raises LoomError
+    after three in a row; the adapters are as after the last good step.
     """
-    optimizer, schedule = optim.build(adapters, config.optim, steps)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    alphas = model.alphas_cumprod.to(model.device)
-    generator = torch.Generator().manual_seed(config.train.seed)
-    accumulation = config.train.gradient_accumulation_steps
-    started, smoothed = time.perf_counter(), None
-
-    with optim.stepping(optimizer):
-        for step in range(len(history), steps):
-            total = 0.0
-            for _ in range(accumulation):
-                hooks.poll()
-                batch = next(batches)
-                latents = batch.latents.to(model.device)
-                timesteps = torch.randint(len(alphas), (len(latents),), generator=generator).to(model.device)
-                noise = _noise(latents, config.loss.noise_offset, generator)
-                noisy = losses.add_noise(latents, noise, alphas, timesteps)
-                conditioning = batch.conditioning if batch.conditioning is not None else model.encode_captions(batch.captions)
-                predicted = model.predict(noisy, timesteps, batch, conditioning)
-                wanted = losses.target(latents, noise, alphas, timesteps, model.prediction)
-                weights = losses.min_snr_weights(alphas, timesteps, config.loss.min_snr_gamma, model.prediction)
-                loss = losses.weighted_mse(predicted, wanted, weights) / accumulation
-                if config.loss.preservation:
-                    loss = loss + config.loss.preservation * _change(model, adapters, noisy, timesteps, batch) / accumulation
+    batches, accumulation = source(state.drawn), config.train.gradient_accumulation_steps
+    started, first = time.perf_counter(), state.step
+    while state.step < state.steps:
+        total = 0.0
+        for _ in range(accumulation):
+            hooks.poll()
+            question = objective.draw(next(batches), state.generator)
+            state.drawn += 1
+            for part, share in question.parts(split):
+                loss = objective(part) * (share / accumulation)
                 loss.backward()
                 total += loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm or math.inf).item()
-            if not (math.isfinite(total) and math.isfinite(norm)):
-                raise LoomError(f"loss {total} and gradient norm {norm} at step {step + 1}: they must be finite numbers; lower the learning rate "
-                                f"({config.optim.learning_rate:g}){'' if config.train.precision == 'fp32' else ', or use precision fp32'}")
-            rate = optim.rate(optimizer, schedule)
-            optimizer.step()
-            for adapter in adapters:
-                adapter.settle()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+        norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.optim.max_grad_norm or math.inf).item()
+        if _bad(total, norm, state):
+            hooks.event("step skipped", {"step": state.step + 1, "loss": str(total), "grad_norm": str(norm)})
+            if state.skip() == PATIENCE:
+                raise LoomError(_remedy(total, norm, state, config))
+            continue
+        rate = optim.rate(state.optimizer, state.schedule)
+        state.advance(total)
 
-            history.append(total)
-            smoothed = total if smoothed is None else 0.95 * smoothed + 0.05 * total
-            speed = (step + 1) / max(time.perf_counter() - started, 1e-9)
-            with optim.shown(optimizer):
-                hooks.progress(Progress("train", step + 1, steps, total, smoothed, rate, norm, speed, (steps - step - 1) / speed))
-            if hooks.should_stop():
-                break
+        checked = validate() if validate and (state.step % config.train.validation_steps == 0 or state.step == state.steps) else None
+        speed = (state.step - first) / max(time.perf_counter() - started, 1e-9)
+        hooks.progress(Progress("train", state.step, state.steps, total, state.smoothed, rate, norm, speed, (state.steps - state.step) / speed, checked))
+        if hooks.should_stop():
+            break
 
 
-def _change(model: TrainableModel, adapters: list[Adapter], noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """How far the adapters change the answer to captions without the concept (ai-toolkit's differential output preservation)."""
-    encoded = batch.preserved_conditioning
-    with torch.no_grad(), disabled(adapters):
-        wanted = model.predict(noisy, timesteps, batch, encoded if encoded is not None else model.encode_captions(batch.preserved))
-    predicted = model.predict(noisy, timesteps, batch, encoded if encoded is not None else model.encode_captions(batch.preserved))
-    return (predicted - wanted).square().mean()
+def _bad(total: float, norm: float, state: State) -> bool:
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        return True
+    return state.step >= 10 and total > EXPLODED * state.smoothed
 
 
-def _noise(latents: torch.Tensor, offset: float, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian noise drawn on the CPU, so that every device sees the same; plus a per-channel offset (Guttenberg 2023)."""
-    noise = torch.randn(latents.shape, generator=generator)
-    if offset > 0:
-        noise = noise + offset * torch.randn((*latents.shape[:2], 1, 1), generator=generator)
-    return noise.to(latents)
+def _remedy(total: float, norm: float, state: State, config: LoomConfig) -> str:
+    fp32 = "" if config.train.precision == "fp32" else ", or use precision fp32"
+    return (f"loss {total:g} and gradient norm {norm:g} at step {state.step + 1}, {PATIENCE} times in a row: they must be finite numbers, and the loss no "
+            f"more than {EXPLODED} times what it was; lower the learning rate ({config.optim.learning_rate:g}){fp32}")

@@ -5,8 +5,7 @@ An optimizer is a row of the table below. Those of optional packages say which o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,30 +79,6 @@ def build(adapters: list[Adapter], config: OptimConfig, total_steps: int) -> tup
     optimizer = kind(groups, lr=config.learning_rate, **row.options(config, cuda))
     name, warmup = ("constant", 0) if config.optimizer == "schedule_free_adamw" else (config.scheduler, config.warmup_steps)
     return optimizer, get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps, num_cycles=config.cycles)
-
-
-@contextmanager
-def _averaged(optimizer: torch.optim.Optimizer, inside: bool) -> Iterator[None]:
-    """Schedule-free optimizers step one point and give another, an average: which of them the adapters hold inside; the other after it."""
-    switches = [getattr(optimizer, "train", None), getattr(optimizer, "eval", None)]
-    if None in switches:
-        yield
-        return
-    switches[inside]()
-    try:
-        yield
-    finally:
-        switches[not inside]()
-
-
-def stepping(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-    """The adapters hold what is stepped inside, and on every way out what is to be kept."""
-    return _averaged(optimizer, False)
-
-
-def shown(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-    """The adapters hold what is to be kept inside `stepping`."""
-    return _averaged(optimizer, True)
 
 
 def rate(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:

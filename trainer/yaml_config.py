@@ -53,8 +53,24 @@ KEYS = (
     Key("adam_beta1", "optim.beta1", "how slowly the mean of the gradients moves"),
     Key("adam_beta2", "optim.beta2", "how slowly the mean of their squares moves"),
     Key("max_grad_norm", "optim.max_grad_norm", "gradient clipping; 0 switches it off"),
-    Key("min_snr_gamma", "loss.min_snr_gamma", "loss weighting; 0 switches it off"),
+    Key("ema_decay", "optim.ema_decay", "moving average of the adapters, which is what is saved then; 0.99 is usual, 0 switches it off"),
+    Key("loss_weighting", "loss.weighting", "min_snr, debiased, p2 or none"),
+    Key("min_snr_gamma", "loss.min_snr_gamma", "for min_snr; 0 switches it off"),
+    Key("p2_gamma", "loss.p2_gamma", "for p2"),
+    Key("loss_type", "loss.loss_type", "mse or huber, which minds outliers less"),
+    Key("huber_c", "loss.huber_c", "where huber turns from square to straight"),
+    Key("huber_schedule", "loss.huber_schedule", "how huber_c moves with the noise: snr, exponential or constant"),
     Key("noise_offset", "loss.noise_offset", "helps very dark and very bright pictures"),
+    Key("multires_noise_discount", "loss.multires_noise_discount", "noise of coarser grids on top: 0.3 is usual, 0 switches it off"),
+    Key("multires_noise_iterations", "loss.multires_noise_iterations", "how many coarser grids"),
+    Key("input_perturbation", "loss.input_perturbation", "more noise in the input than the model is to find: 0.1 is usual, 0 switches it off"),
+    Key("timestep_sampling", "loss.timestep_sampling", "auto (the family's own), uniform, logit_normal or mode"),
+    Key("logit_mean", "loss.logit_mean", "for logit_normal"),
+    Key("logit_std", "loss.logit_std", "for logit_normal"),
+    Key("mode_scale", "loss.mode_scale", "for mode"),
+    Key("timestep_shift", "loss.timestep_shift", "auto (the family's own), none, constant (by shift) or resolution"),
+    Key("shift", "loss.shift", "more of the noisy timesteps above 1"),
+    Key("unmasked_weight", "loss.unmasked_weight", "what counts of a picture outside its mask"),
     Key("caption_dropout", "loss.caption_dropout", "share of captions replaced by the empty one"),
     Key("preservation", "loss.preservation", "weight of the base model's own answer without the trigger word; 0 switches it off"),
     Key("preservation_words", "loss.preservation_words", "a list: what stands for the trigger word there, such as [person]"),
@@ -64,6 +80,8 @@ KEYS = (
     Key("gradient_accumulation_steps", "train.gradient_accumulation_steps", "micro-batches an optimizer step"),
     Key("gradient_checkpointing", "train.gradient_checkpointing", "less memory, about 40 % more time"),
     Key("mixed_precision", "train.precision", "auto, bf16, fp32 or no"),
+    Key("validation_steps", "train.validation_steps", "validation loss every so many steps; 0 switches it off"),
+    Key("validation_split", "train.validation_split", "share of the pictures held out for it; 0: on the training pictures"),
     Key("seed", "train.seed", "the same seed gives the same LoRA"),
     Key("resolution", "dataset.resolution", "side of the square with a bucket's area, in pixels; SDXL's default is 1024", 512),
     Key("min_size", "dataset.min_size", "smaller pictures are left out; the smaller of 512 and the resolution", 512),
@@ -72,11 +90,14 @@ KEYS = (
     Key("repeats", "dataset.repeats", "how often a picture counts in an epoch", 1),
     Key("flip", "dataset.flip", "mirror pictures at random", False),
     Key("buckets", "dataset.buckets", "keep aspect ratios", True),
+    Key("masks", "dataset.masks", "train on the subject alone: alpha (transparency), files (cat-masklabel.png, masks/cat.png) or none", "none"),
     Key("output_dir", "run.output_dir", "where the LoRA file goes", "output", "path"),
     Key("output_name", "output.name", "the LoRA's file name without its ending"),
     Key("save_steps", "output.save_steps", "save every so many steps; 0 for the end only"),
+    Key("keep_checkpoints", "output.keep_checkpoints", "how many saved steps stay, the best one aside; 0: all"),
     Key("save_minutes", "output.save_minutes", "save every so many minutes, over the file before; 0 switches it off"),
     Key("save_precision", "output.save_dtype", "fp16, bf16 or fp32"),
+    Key("resume", "run.resume", "a run's name below output_dir/lora_loom that was stopped: it goes on", ""),
     Key("log_dir", "run.log_dir", "TensorBoard events; the run's own folder where not given", "", "path"),
     Key("device", "run.device", "auto, cpu or cuda", "auto"),
     Key("task_type", "run.task_type", "text-to-image, the only task here", "text-to-image"),
@@ -99,6 +120,7 @@ class Job:
     device: str = "auto"
     metadata: Path | None = None
     preset: str = ""
+    resume: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was understood differently from how it was written
 
 
@@ -116,7 +138,7 @@ def load_job(path: str | Path) -> Job:
     return Job(
         base_model=base_model, family=family, data=run["data"], dataset=_dataset(values, family), config=config, device=run["device"],
         output_dir=run["output_dir"] if "output_dir" in values else path.absolute().parent / "output",
-        log_dir=run["log_dir"] or None, metadata=run["metadata"] or None, preset=run["preset"], notes=notes,
+        log_dir=run["log_dir"] or None, metadata=run["metadata"] or None, preset=run["preset"], resume=run["resume"], notes=notes,
     )
 
 

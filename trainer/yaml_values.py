@@ -16,6 +16,7 @@ from . import presets
 from .backbones.families import CONTEXT_WIDTHS, FAMILIES, LDM_CONTEXT, Family
 from .config import TARGETS, coerce, parse_target
 from .data.captions import SOURCES
+from .data.folder import MASKS
 from .devices import check_device
 from .errors import LoomError
 
@@ -142,5 +143,5 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {  # lora-scripts and its kin write
 }
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "resolution": _between(64, 4096), "min_size": _between(0, 65536), "repeats": _between(1, 1000),  # as read_dataset
-    "caption_source": _one_of(*SOURCES), "task_type": _one_of("text-to-image"), "device": check_device, "preset": _preset,
+    "caption_source": _one_of(*SOURCES), "masks": _one_of(*MASKS), "task_type": _one_of("text-to-image"), "device": check_device, "preset": _preset,
 }

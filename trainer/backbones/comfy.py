@@ -104,6 +104,7 @@ class ComfyModel:
         self.prediction = _prediction(sampling)
         self.alphas_cumprod = (1 / (1 + sampling.sigmas.double().cpu() ** 2)).float()
         self.device = torch.device(model.load_device)
+        self.can_offload = self.device.type != "cpu"
         self._dtype = torch.float32
 
     @property
@@ -191,12 +192,13 @@ class ComfyModel:
         return area * per_cell / (3 if checkpointing else 1)
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
+                 offload: bool = False) -> Iterator[None]:
         manage = comfy.model_management
         if precision == "auto":
             precision = "bf16" if manage.should_use_bf16(self.device) and self.device.type != "cpu" else "fp32"
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.load(text_encoders, self._room(largest, checkpointing))
+        self.load(text_encoders, 1e30 if offload else self._room(largest, checkpointing))
         with ExitStack() as stack:
             if text_encoders:  # it is asked for at every encoding
                 stack.callback(self.clip.__dict__.pop, "load_model", None)

@@ -28,6 +28,8 @@ def resolve(precision: str, device: str) -> str:
 class DiffusersModel:
     """UNet, VAE and text encoders held by the trainer itself."""
 
+    can_offload = False
+
     def __init__(self, parts: Parts, device: torch.device) -> None:
         self.family, self.name, self.device = FAMILIES[parts.family], parts.name, device
         self.unet, self.vae = parts.unet.requires_grad_(False).eval(), parts.vae.requires_grad_(False).eval()
@@ -98,7 +100,8 @@ class DiffusersModel:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
+                 offload: bool = False) -> Iterator[None]:
         self._dtype = _DTYPES[resolve(precision, str(self.device))]
         for part in self.modules(text_encoders).values():
             # adapters keep their fp32 masters: only the frozen weights follow the compute dtype

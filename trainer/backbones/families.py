@@ -35,6 +35,11 @@ class Family:
     size_multiple: int = 64
     time_ids: bool = False  # SDXL's original size, crop and target size
     targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: _UNET_TARGETS)
+    flow: bool = False  # rectified flow: sigmas for timesteps
+    timestep_sampling: str = "uniform"  # how the noise levels of a run are drawn, see loss.py
+    timestep_shift: str = "none"
+    shift: float = 1.0
+    patch: int = 1  # latent cells on the side of an image token
     checkpointed: tuple[str, ...] = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")  # class names
 
 

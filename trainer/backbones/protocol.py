@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import torch
@@ -33,16 +33,22 @@ class Batch:
     sizes: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)  # original h, w, crop top, left, target h, w
     preserved: list[str] = field(default_factory=list)  # the captions without the concept, where its neighbours are preserved
     preserved_conditioning: list[Conditioning] | None = None
+    masks: torch.Tensor | None = None  # (B, 1, H/8, W/8) in 0..1: what counts fully
+
+    def rows(self, part: slice) -> Batch:
+        """Those rows alone."""
+        return Batch(**{f.name: None if (value := getattr(self, f.name)) is None else value[part] for f in fields(self)})
 
 
 class TrainableModel(Protocol):
     """A base model that adapters can be trained on, behind ComfyUI or behind diffusers."""
 
     family: Family
-    prediction: str  # "epsilon" or "v_prediction"
-    alphas_cumprod: torch.Tensor  # (T,) fp32 on CPU
+    prediction: str  # "epsilon", "v_prediction" or "flow"
+    alphas_cumprod: torch.Tensor | None  # (T,) fp32 on CPU; None for flow
     device: torch.device
     name: str  # of the checkpoint, as far as it is known
+    can_offload: bool  # whether `training` knows offload
 
     def modules(self, text_encoders: bool) -> dict[str, torch.nn.Module]:
         """The networks to adapt by kohya prefix: {"lora_unet": …, "lora_te": …} (or lora_te1, lora_te2)."""
@@ -65,12 +71,13 @@ class TrainableModel(Protocol):
     def release_encoders(self, text_encoders: bool) -> None:
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""
 
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = ()) -> AbstractContextManager[None]:
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
+                 offload: bool = False) -> AbstractContextManager[None]:
         """Everything that is changed for a run, undone on every way out; entered before there are adapters. `largest` is the
-        shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it."""
+        shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it; offload: they keep the base off the device."""
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
-        """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and integer timesteps (B,)."""
+        """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and timesteps (B,): integers, or sigmas in 0..1 for flow."""
 
 
 def join_contexts(contexts: list[torch.Tensor]) -> torch.Tensor:

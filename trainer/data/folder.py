@@ -16,9 +16,10 @@ from pathlib import Path
 from ..errors import LoomError
 from . import captions as caption_files
 from .captions import METADATA, SIDECARS, SOURCES, listed
-from .pictures import SUFFIXES, decode, open_picture, reason
+from .pictures import SUFFIXES, decode, open_mask, open_picture, reason
 
-__all__ = ["Dataset", "Picture", "fingerprint", "open_picture", "read_dataset"]
+MASKS = ("none", "alpha", "files")
+__all__ = ["MASKS", "Dataset", "Picture", "fingerprint", "open_mask", "open_picture", "read_dataset"]
 
 @dataclass(frozen=True)
 class Picture:
@@ -30,6 +31,8 @@ class Picture:
     height: int
     caption: str
     digest: str
+    mask: Path | None = None  # what of it counts: a file of its own, or the picture itself for its transparency
+    mask_digest: str = ""
 
 
 def word_pattern(word: str) -> re.Pattern[str]:
@@ -57,6 +60,7 @@ class Dataset:
     caption_source: str
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    masks: str = "none"
 
     def caption(self, picture: Picture) -> str:
         """What the model is taught: the picture's caption, with the trigger word in front unless it has that word already."""
@@ -68,7 +72,7 @@ class Dataset:
 
     def digest(self) -> str:
         """sha256 over everything that changes a training: the pictures' bytes and order, their captions, the settings."""
-        rows = [(picture.digest, self.caption(picture)) for picture in self.pictures]
+        rows = [(picture.digest, self.caption(picture), *filter(None, [picture.mask_digest])) for picture in self.pictures]
         settings = {"resolution": self.resolution, "repeats": self.repeats, "flip": self.flip, "buckets": self.buckets}
         return hashlib.sha256(json.dumps([rows, settings], sort_keys=True).encode()).hexdigest()
 
@@ -96,6 +100,7 @@ class Dataset:
             f"trigger word: {self.trigger_word or 'none'}",
             f"sizes: {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high; trained at {self.resolution}, "
             f"{'in buckets by aspect ratio' if self.buckets else 'cropped to squares'}{', each also mirrored' if self.flip else ''}",
+            *([f"masks: {sum(p.mask is not None for p in self.pictures)} of {count} pictures, from {self.masks}"] if self.masks != "none" else []),
         ] if self.pictures else [f"no pictures, from {home}"]
         if self.left_out:
             lines.append(f"left out: {len(self.left_out)}")
@@ -105,7 +110,7 @@ class Dataset:
 
 
 def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 512, caption_source: str = "auto", trigger_word: str = "",
-                 repeats: int = 1, flip: bool = False, buckets: bool = True, poll: Callable[[], object] | None = None) -> Dataset:
+                 repeats: int = 1, flip: bool = False, buckets: bool = True, masks: str = "none", poll: Callable[[], object] | None = None) -> Dataset:
     """Read and really decode every picture under `folder`; `poll` is called before each and may raise.
 
     Sizes are in pixels. Raises LoomError for a setting out of its range, for a folder that is missing or holds no
@@ -114,6 +119,8 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
     _check("resolution", resolution, 64, 4096)
     _check("min_size", min_size, 0, 65536)
     _check("repeats", repeats, 1, 1000)
+    if masks not in MASKS:
+        raise LoomError(f"masks {masks!r} is unknown: LoadDataset.masks is one of {', '.join(MASKS)}")
     if caption_source not in SOURCES:
         raise LoomError(f"caption_source {caption_source!r} is unknown: LoadDataset.caption_source is one of {', '.join(SOURCES)}")
     if not str(folder) or not Path(folder).exists():  # Path("") would be wherever the program was started
@@ -124,6 +131,8 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
 
     files, left_out = _walk(folder)
     names = [name for name in files if name.lower().endswith(SUFFIXES)]
+    mask_of = _mask_files(names)
+    names = [name for name in names if name not in mask_of.values()]
     if not names:
         linked = f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
         raise LoomError(f"folder {str(folder)!r} holds no pictures, only {len(files)} other files{linked}: "
@@ -143,7 +152,13 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
         if min(width, height) < min_size:
             small.append((name, f"{width}x{height} is below min_size {min_size}", min(width, height)))
             continue
-        pictures.append(Picture(files[name], name, width, height, texts.get(name, ""), hashlib.sha256(data).hexdigest()))
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            mask = _mask(masks, files, name, mask_of.get(name), digest)
+        except Exception as error:
+            broken.append((mask_of.get(name, name), f"as a mask: {reason(name, error)}"))
+            mask = None, ""
+        pictures.append(Picture(files[name], name, width, height, texts.get(name, ""), digest, *mask))
 
     if not pictures and small:
         largest = max(side for _, _, side in small)
@@ -158,7 +173,7 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
     trigger_word = trigger_word.strip()
     left_out += sorted([(name, why) for name, why, _ in small] + broken, key=lambda row: _natural(row[0]))
     return Dataset(folder, tuple(pictures), resolution, min_size, trigger_word, repeats, bool(flip), bool(buckets), source,
-                   tuple(left_out), warnings + _captionless(pictures, trigger_word))
+                   tuple(left_out), warnings + _captionless(pictures, trigger_word) + _maskless(pictures, masks, mask_of), masks)
 
 
 def fingerprint(folder: str | Path, leave_out: Collection[str] = ()) -> str:
@@ -254,6 +269,38 @@ def _captions(folder: Path, files: dict[str, Path], names: list[str], caption_so
         found, notes = caption_files.from_folder_names(Path(os.path.realpath(folder)), empty, caption_source == "auto")
         texts, source_of, warnings = texts | found, source_of | dict.fromkeys(found, "folder name"), warnings + notes
     return texts, source_of, warnings
+
+
+def _mask_files(names: list[str]) -> dict[str, str]:
+    """{picture: its mask} of those that have one: cat-masklabel.png (OneTrainer) or cat.mask.png beside cat.jpg, or masks/cat.png."""
+    stems = {name.rsplit(".", 1)[0].casefold(): name for name in names}
+    found = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        stem = file.rsplit(".", 1)[0].casefold()
+        for inside in (f"{folder}/{stem}" if folder else stem, f"{folder}/masks/{stem}" if folder else f"masks/{stem}"):
+            here = "/masks/" in f"/{inside}"
+            for spelled in [inside.casefold()] if here else [f"{inside.casefold()}-masklabel", f"{inside.casefold()}.mask"]:
+                if spelled in stems and stems[spelled] != name and "masks" not in folder.casefold().split("/"):
+                    found.setdefault(name, stems[spelled])
+    return found
+
+
+def _mask(masks: str, files: dict[str, Path], name: str, file: str | None, digest: str) -> tuple[Path | None, str]:
+    """(path, sha256) of the picture's mask; (None, "") where it has none. Raises what Pillow raises."""
+    if masks == "alpha" and open_mask(files[name], True) is not None:
+        return files[name], digest
+    if masks == "files" and file is not None:
+        open_mask(files[file], False)
+        return files[file], hashlib.sha256(files[file].read_bytes()).hexdigest()
+    return None, ""
+
+
+def _maskless(pictures: list[Picture], masks: str, mask_of: dict[str, str]) -> tuple[str, ...]:
+    without = [p.name for p in pictures if p.mask is None]
+    if masks == "none":
+        return (f"{len(mask_of)} masks are there and not used: set LoadDataset.masks to files",) if mask_of else ()
+    return (f"{len(without)} of {len(pictures)} pictures have no mask and count whole: {listed(without)}",) if without else ()
 
 
 def _captionless(pictures: tuple[Picture, ...] | list[Picture], trigger_word: str) -> tuple[str, ...]:

@@ -29,16 +29,31 @@ def open_picture(path: str | Path) -> Image.Image:
 
 def decode(data: bytes) -> Image.Image:
     """As `open_picture`, from a file's bytes. Raises whatever Pillow raises; `reason` puts that into words."""
+    return _rgb(_upright(data))
+
+
+def open_mask(path: str | Path, alpha: bool) -> Image.Image | None:
+    """What of a picture counts, as L: the picture's own transparency, or a mask file's brightness. None for a picture without transparency."""
+    image = _upright(Path(path).read_bytes())
+    if not alpha:
+        return _rgb(image).convert("L")
+    return image.convert("RGBA").getchannel("A") if _transparent(image) else None
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _upright(data: bytes) -> Image.Image:
     Image.init()
     with _strict_pillow(), Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width}x{image.height} is above {MAX_PIXELS} pixels: make it smaller")
         image.load()
         try:
-            upright = ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image)
         except Exception:  # a damaged EXIF block says nothing about the pixels
-            upright = image.copy()
-    return _rgb(upright)
+            return image.copy()
 
 
 def reason(name: str, error: Exception) -> str:
@@ -72,7 +87,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         elif values.max() <= 1:
             values = values * 255
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if _transparent(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -114,16 +114,29 @@ class Reservation:
             self._file = None
 
 
+def _step(line: str) -> float:
+    """The line's step; one that a crash has cut short counts as none."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
 class Log:
     """metrics.jsonl, one line a step, and TensorBoard events where the package is installed. A full disk stops no run."""
 
-    def __init__(self, run: Path, log_dir: Path | None = None) -> None:
-        self._file = open(run / "metrics.jsonl", "a", encoding="utf-8")
+    def __init__(self, run: Path, log_dir: Path | None = None, steps: int = 0) -> None:
+        """`steps`: how many of the run's steps count; lines of later ones were written after its last save."""
+        path = run / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= steps]
+            write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = open(path, "a", encoding="utf-8")
         self._board = None
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(log_dir / run.name if log_dir else run / "tensorboard"))
+            self._board = SummaryWriter(str(log_dir / run.name if log_dir else run / "tensorboard"), purge_step=steps + 1 if steps else None)
         except Exception as error:  # also a TensorBoard that does not fit its own packages: logs are no reason to stop
             if not isinstance(error, ImportError):
                 _log.warning("no TensorBoard events: %s", error)
@@ -134,8 +147,9 @@ class Log:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             if self._board is not None:
-                for name in ("loss", "smoothed_loss", "learning_rate", "grad_norm"):
-                    self._board.add_scalar(f"train/{name}", line[name], progress.step)
+                for name in ("loss", "smoothed_loss", "learning_rate", "grad_norm", "validation_loss"):
+                    if line[name] is not None:
+                        self._board.add_scalar(f"train/{name}", line[name], progress.step)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

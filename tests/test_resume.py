@@ -1,0 +1,354 @@
+"""Runs that survive: killed, stopped, out of memory or resumed, they end where an undisturbed run ends, byte for byte."""
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lora_loom.trainer.backbones import diffusers as backbone
+from lora_loom.trainer.config import LoomConfig
+from lora_loom.trainer.data.folder import Dataset, read_dataset
+from lora_loom.trainer.errors import LoomError
+from lora_loom.trainer.fitting import Fitting
+from lora_loom.trainer.hooks import Hooks, Progress
+from lora_loom.trainer.job import Result, train
+from lora_loom.trainer.optim import find
+from lora_loom.trainer.runs import checkpoint
+from lora_loom.trainer.toy import stars
+from safetensors.torch import load_file
+
+CONFIG = LoomConfig().replace(
+    adapter={"rank": 2, "alpha": 2.0, "dropout": 0.2, "target_modules": (r"attn2\.to_[kv]$",)}, loss={"caption_dropout": 0.3, "noise_offset": 0.1},
+    optim={"learning_rate": 2e-3, "scheduler": "cosine", "warmup_steps": 2}, train={"steps": 6, "precision": "fp32", "seed": 5, "batch_size": 2},
+    output={"name": "toy", "save_dtype": "fp32", "save_minutes": 0.0},
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> backbone.DiffusersModel:
+    return backbone.load("toy_base", "cpu", "fp32")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return read_dataset(stars.write(tmp_path / "stars", 5), resolution=64, min_size=64)
+
+
+def run(model: backbone.DiffusersModel, dataset: Dataset, config: LoomConfig, folder: Path, resume: str = "", **hooks: object) -> Result:
+    return train(model, dataset, config, loras_folder=folder / "loras", runs_folder=folder / "runs", hooks=Hooks(**hooks), resume=resume)
+
+
+class Interrupt(BaseException):
+    pass
+
+
+def interrupted(model: backbone.DiffusersModel, dataset: Dataset, config: LoomConfig, folder: Path, polls: int) -> None:
+    """Breaks off at that poll of the training itself, in the middle of a step where it accumulates."""
+    left, training = [polls], []
+
+    def poll() -> None:
+        left[0] -= bool(training)
+        if left[0] == 0:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        run(model, dataset, config, folder, poll=poll, progress=lambda now: training.append(1) if now.phase == "train" else None)
+
+
+# ---------------------------------------------------------------- resumed
+
+VARIANTS = {
+    "lora": {}, "accumulating": {"train": {"gradient_accumulation_steps": 3}}, "dora": {"adapter": {"algorithm": "dora"}},
+    "lokr": {"adapter": {"algorithm": "lokr", "module_dropout": 0.2}}, "oft": {"adapter": {"algorithm": "oft", "dropout": 0.0, "module_dropout": 0.2}},
+    "text encoder": {"adapter": {"train_text_encoder": True, "module_dropout": 0.1}}, "ema": {"optim": {"ema_decay": 0.9}},
+    "validation": {"train": {"validation_steps": 1}}, "rates by pattern": {"adapter": {"target_modules": (r"attn2\.to_k$ learning_rate=1e-4", r"attn2\.to_v$ rank=3")}},
+    "restarts": {"optim": {"scheduler": "cosine_with_restarts", "cycles": 2}}, "other noise": {"loss": {"multires_noise_discount": 0.3, "input_perturbation": 0.1}},
+    **{name: {"optim": {"optimizer": name, "learning_rate": 1.0 if name == "prodigy" else 1e-3}} for name in ("adafactor", "lion", "prodigy", "schedule_free_adamw")},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_resumed_run_ends_as_an_undisturbed_one(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    config = CONFIG.replace(**VARIANTS[name])
+    try:
+        find(config.optim.optimizer)
+    except LoomError as error:
+        pytest.skip(str(error))
+    whole = run(model, dataset, config, tmp_path / "whole")
+    accumulation = config.train.gradient_accumulation_steps
+    interrupted(model, dataset, config, tmp_path / "parts", polls=2 * accumulation)  # in the third step, or the fourth where it accumulates
+    torch.manual_seed(1)
+    torch.rand(7)  # another process would have other random numbers too
+    resumed = run(model, dataset, config, tmp_path / "parts", resume="toy")
+    assert resumed.losses == whole.losses and resumed.steps == 6
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    lines = [[{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in (r.run_folder / "metrics.jsonl").read_text().splitlines()]
+             for r in (whole, resumed)]
+    assert lines[0] == lines[1] and len(lines[0]) == 6
+    assert not (resumed.run_folder / checkpoint.FILE).exists(), "a run that is over has nothing to resume"
+
+
+def test_a_stopped_run_goes_on_and_may_go_on_longer(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    config = CONFIG.replace(optim={"scheduler": "constant"})
+    seen: list[int] = []
+    stopped = run(model, dataset, config, tmp_path, progress=lambda now: seen.append(now.step), should_stop=lambda: seen[-1:] == [4])
+    assert stopped.stopped and stopped.steps == 4
+    longer = run(model, dataset, config.replace(train={"steps": 9}), tmp_path, resume="toy")
+    assert longer.run_folder == stopped.run_folder and longer.path.name == "toy_2.safetensors"
+    assert longer.lora.keys() == stopped.lora.keys()
+    whole = run(model, dataset, config.replace(train={"steps": 9}), tmp_path / "whole")
+    assert longer.path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"adapter": {"rank": 4}, "optim": {"learning_rate": 1e-3}}, ["rank is 4, was 2", "learning_rate is 0.001, was 0.002", "set them back"]),
+    ({"train": {"steps": 2}}, ["is at step 2 and steps is 2", "set TrainLoRA.steps higher"]),
+])
+def test_what_may_not_change_is_named(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, change: dict, words: list[str]) -> None:
+    interrupted(model, dataset, CONFIG, tmp_path, polls=2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(LoomError) as error:
+        run(model, dataset, CONFIG.replace(**change), tmp_path, resume="toy")
+    assert all(word in str(error.value) for word in words), error.value
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_other_pictures_other_models_and_no_state_are_named(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(model, dataset, CONFIG, tmp_path, polls=2)
+    with pytest.raises(LoomError, match="other pictures, captions or dataset settings"):
+        run(model, dataset.with_captions({dataset.pictures[0].name: "another"}), CONFIG, tmp_path, resume="toy")
+    monkeypatch.setattr(model, "name", "another")
+    with pytest.raises(LoomError, match="resume 'toy' on 'toy another epsilon'.*load that checkpoint"):
+        run(model, dataset, CONFIG, tmp_path, resume="toy")
+    monkeypatch.undo()
+    with pytest.raises(LoomError, match="resume 'gone' has no readable config.yaml"):
+        run(model, dataset, CONFIG, tmp_path, resume="gone")
+    with pytest.raises(LoomError, match="plain file name"):
+        run(model, dataset, CONFIG, tmp_path, resume="../runs/toy")
+    state = tmp_path / "runs" / "toy" / checkpoint.FILE
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-100])
+    with pytest.raises(LoomError, match="cannot be read.*damaged"):
+        run(model, dataset, CONFIG, tmp_path, resume="toy")
+    state.write_bytes(whole)
+    run(model, dataset, CONFIG, tmp_path, resume="toy")
+    with pytest.raises(LoomError, match="has no state to go on from.*it has finished"):
+        run(model, dataset, CONFIG, tmp_path, resume="toy")
+
+
+# ---------------------------------------------------------------- killed
+
+ZYGOTE = """
+import json, os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from lora_loom.trainer.backbones import diffusers as backbone
+from lora_loom.trainer.config import LoomConfig
+from lora_loom.trainer.data.folder import read_dataset
+from lora_loom.trainer.job import train
+pictures, folder, config = sys.argv[1:]
+config, folder = LoomConfig.from_yaml(config), Path(folder)
+model = backbone.load("toy_base", "cpu", "fp32")
+dataset = read_dataset(pictures, resolution=64, min_size=64)
+print("ready", flush=True)
+for line in sys.stdin:
+    resume = json.loads(line)
+    child = os.fork()
+    if not child:
+        train(model, dataset, config, loras_folder=folder / "loras", runs_folder=folder / "runs", resume=resume)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fork")
+def test_twenty_kills_at_random_moments_change_no_byte(dataset: Dataset, tmp_path: Path) -> None:
+    """Each attempt is killed after a random while, anywhere from reading pictures to writing files; then one is left to end."""
+    config = CONFIG.replace(adapter={"targets": "attention", "target_modules": ()}, train={"steps": 40}, output={"save_steps": 3, "keep_checkpoints": 2})
+    chance = random.Random(time.time_ns())  # new moments every time: what breaks is a bug, whichever moment it was
+
+    def zygote(folder: Path) -> subprocess.Popen:
+        command = [sys.executable, "-c", ZYGOTE, str(dataset.folder), str(folder), config.to_yaml()]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def attempt(process: subprocess.Popen, resume: str, after: float | None) -> int:
+        process.stdin.write(json.dumps(resume) + "\n")
+        process.stdin.flush()
+        child = int(process.stdout.readline())
+        if after is not None:
+            time.sleep(after)
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return int(process.stdout.readline())
+
+    with zygote(tmp_path / "whole") as process:
+        began = time.perf_counter()
+        assert attempt(process, "", None) == 0
+        duration = time.perf_counter() - began
+        process.stdin.close()
+    [whole] = (tmp_path / "whole" / "loras").iterdir()
+    expected = whole.read_bytes()
+
+    kills, finished, steps = 0, 0, []
+    with zygote(tmp_path / "killed") as process:
+        while kills < 20 or not finished:
+            states = list((tmp_path / "killed" / "runs").glob(f"*/{checkpoint.FILE}"))
+            assert len(states) <= 1
+            resume = states[0].parents[1].name if states else ""
+            status = attempt(process, resume, chance.uniform(0, 0.7 * duration) if kills < 20 else None)
+            assert status in (0, -signal.SIGKILL)
+            kills += status != 0
+            if status == 0:
+                finished += 1
+                newest = max((tmp_path / "killed" / "loras").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+                assert newest.read_bytes() == expected
+            steps += [len(checkpoint.read(path.parents[1])[1]["history"]) for path in (tmp_path / "killed" / "runs").glob(f"*/{checkpoint.FILE}")]
+        process.stdin.close()
+    assert len(set(steps)) > 2, "the kills hit nothing"
+    for path in (tmp_path / "killed" / "loras").iterdir():
+        assert path.read_bytes() == expected
+    left = [path for path in (tmp_path / "killed" / "runs").rglob("*.safetensors") if not path.name.startswith(".")]
+    assert all(load_file(path) for path in left), "a file that is there is whole"
+
+
+# ---------------------------------------------------------------- out of memory
+
+def test_the_plans_get_cheaper_and_end() -> None:
+    plan, seen = Fitting(), []
+    while plan is not None:
+        seen.append((plan.checkpointing, plan.split, plan.offload))
+        plan = plan.cheaper(3, can_offload=True)
+    assert seen == [(False, 1, False), (True, 1, False), (True, 2, False), (True, 3, False), (True, 3, True)]
+    assert Fitting(True, 1).cheaper(1, can_offload=False) is None
+    assert Fitting(True, 2).difference(Fitting(True, 1)) == "each micro-batch in 2 parts"
+
+
+class Small(backbone.DiffusersModel):
+    """Has room for so many pictures at once; a third of that is enough for one with checkpointing. From the given call on."""
+
+    room, calls, tight, checkpointing = 1.0, 0, 0, False
+
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (), offload: bool = False):
+        self.checkpointing = checkpointing
+        return super().training(precision, text_encoders, checkpointing, largest, offload)
+
+    def predict(self, noisy: torch.Tensor, *rest: object) -> torch.Tensor:
+        self.calls += 1
+        if self.calls >= self.tight and len(noisy) / (3 if self.checkpointing else 1) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().predict(noisy, *rest)
+
+
+@pytest.mark.parametrize(("room", "changes"), [
+    (1.5, ["gradient checkpointing on"]), (0.7, ["gradient checkpointing on", "each micro-batch in 2 parts"]),
+    (0.4, ["gradient checkpointing on", "each micro-batch in 2 parts", "each micro-batch in 4 parts"]),
+])
+def test_out_of_memory_goes_on_in_a_cheaper_way(model: backbone.DiffusersModel, tmp_path: Path, room: float, changes: list[str]) -> None:
+    """In the third step, as when another program takes memory: what was learned before it stays, and the rest comes out the same."""
+    from lora_loom.trainer.backbones.diffusers_load import load_parts
+
+    small = Small(load_parts("toy_base", torch.float32), torch.device("cpu"))
+    small.room, small.tight = room, 3
+    dataset = read_dataset(stars.write(tmp_path / "four", 4), resolution=64, min_size=64)
+    config = CONFIG.replace(adapter={"dropout": 0.0}, train={"batch_size": 4})
+    events: list[tuple[str, dict]] = []
+    result = run(small, dataset, config, tmp_path, event=lambda name, data: events.append((name, data)))
+    assert [data["change"] for name, data in events if name == "out of memory"] == changes
+    assert all(data["step"] == 3 for name, data in events if name == "out of memory")
+    assert f"Memory ran out, so these were changed: {', '.join(changes)}" in result.report and result.steps == 6
+    plain = run(model, dataset, config, tmp_path / "plain")
+    assert result.losses == pytest.approx(plain.losses, rel=1e-4)
+    for key, value in plain.lora.items():
+        torch.testing.assert_close(result.lora[key], value, rtol=0.02, atol=2e-4)
+
+
+def test_where_nothing_is_cheap_enough_the_message_says_what_to_lower(dataset: Dataset, tmp_path: Path) -> None:
+    from lora_loom.trainer.backbones.diffusers_load import load_parts
+
+    small = Small(load_parts("toy_base", torch.float32), torch.device("cpu"))
+    small.room, small.tight = 0.1, 3
+    with pytest.raises(LoomError) as error:
+        run(small, dataset, CONFIG, tmp_path)
+    message = str(error.value)
+    for words in ("ran out of memory at batch_size 2", "after gradient checkpointing on, each micro-batch in 2 parts", "lower the resolution (64)",
+                  "What was learned in 2 steps is saved as toy.safetensors"):
+        assert words in message, message
+    assert not small.unet.training and not [m for m in small.unet.modules() if hasattr(m, "lora_A")]
+    small.room = 4.0
+    assert run(small, dataset, CONFIG, tmp_path, resume="toy").steps == 6  # and it goes on where there is room
+
+
+# ---------------------------------------------------------------- averages, validation, what is kept
+
+def test_the_average_is_that_of_the_steps(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    """By hand from the steps' own values: e += (1 - d)(w - e), d = min(decay, (1 + n)/(10 + n))."""
+    config = CONFIG.replace(adapter={"dropout": 0.0}, output={"save_steps": 1})
+    plain = run(model, dataset, config, tmp_path / "plain")
+    folder = plain.run_folder / "checkpoints"
+    steps = [*(load_file(folder / f"toy_step{n:06d}.safetensors") for n in range(1, 6)), plain.lora]
+    start = {k: torch.zeros_like(v) if "lora_up" in k else None for k, v in steps[0].items()}
+    averaged = run(model, dataset, config.replace(optim={"ema_decay": 0.5}), tmp_path / "averaged")
+    assert averaged.losses == plain.losses  # the average is looked at, not trained on
+    for key, value in start.items():
+        if value is not None:
+            for n, step in enumerate(steps):
+                decay = min(0.5, (1 + n) / (10 + n))
+                value = decay * value + (1 - decay) * step[key]
+            torch.testing.assert_close(averaged.lora[key], value, rtol=1e-4, atol=1e-7)
+            assert not torch.equal(averaged.lora[key], plain.lora[key])
+
+
+def test_validation_is_the_same_each_time_and_changes_nothing(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    config = CONFIG.replace(optim={"learning_rate": 1e-8, "scheduler": "constant"}, train={"validation_steps": 2, "validation_split": 0.0})
+    checked = run(model, dataset, config, tmp_path, progress=lambda now: seen.append(now) if now.phase == "train" else None)
+    losses = [now.validation_loss for now in seen]
+    assert [value is None for value in losses] == [True, False, True, False, True, False]
+    assert losses[1] == pytest.approx(losses[3], rel=1e-5) == pytest.approx(losses[5], rel=1e-5)  # the LoRA stands still, so does its loss
+    plain = run(model, dataset, config.replace(train={"validation_steps": 0}), tmp_path / "plain")
+    assert plain.losses == checked.losses and all(torch.equal(v, checked.lora[k]) for k, v in plain.lora.items())
+
+
+def test_pictures_held_out_are_not_trained_on_and_overfitting_shows(model: backbone.DiffusersModel, tmp_path: Path) -> None:
+    """Two pictures by heart: the loss on others falls while there is something in common to learn, then rises."""
+    dataset = read_dataset(stars.write(tmp_path / "stars", 4), resolution=64, min_size=64)
+    config = CONFIG.replace(
+        adapter={"rank": 32, "dropout": 0.0, "targets": "all linear+conv", "target_modules": ()}, loss={"caption_dropout": 0.0, "noise_offset": 0.0},
+        optim={"learning_rate": 1e-2, "scheduler": "constant"}, train={"steps": 150, "validation_steps": 10, "validation_split": 0.5})
+    seen: list[Progress] = []
+    captions: set[str] = set()
+    predict = model.predict
+
+    def watching(noisy, timesteps, batch, conditioning):
+        if torch.is_grad_enabled():
+            captions.update(batch.captions)
+        return predict(noisy, timesteps, batch, conditioning)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "predict", watching)
+        result = run(model, dataset, config, tmp_path, progress=lambda now: seen.append(now) if now.phase == "train" else None)
+    losses = [now.validation_loss for now in seen if now.validation_loss is not None]
+    assert len(captions) == 2 < len({dataset.caption(p) for p in dataset.pictures})
+    assert losses[-1] > 1.1 * min(losses) and result.losses[-1] < min(losses), losses
+    best = load_file(result.run_folder / "checkpoints" / "toy_best.safetensors")
+    assert not all(torch.equal(v, result.lora[k]) for k, v in best.items()) and f"Best validation loss {min(losses):.4f}" in result.report
+    assert "validation every 10 steps on 2 pictures held out" in (result.run_folder / "dataset.txt").read_text()
+
+
+def test_only_so_many_checkpoints_stay(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    config = CONFIG.replace(train={"validation_steps": 2}, output={"save_steps": 1, "keep_checkpoints": 2, "name": "a [1] b"})
+    result = run(model, dataset, config, tmp_path)
+    assert sorted(f.name for f in (result.run_folder / "checkpoints").iterdir()) == ["a [1] b_best.safetensors", "a [1] b_step000004.safetensors", "a [1] b_step000005.safetensors"]

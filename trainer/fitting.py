@@ -1,0 +1,31 @@
+"""How a run is made to fit into memory, from the dearest to the cheapest way. What is learned stays the same."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """checkpointing: blocks are computed again in backward. split: a micro-batch is computed in so many parts, their gradients
+    added up. offload: the host keeps as little of the base model on the device as it can."""
+
+    checkpointing: bool = False
+    split: int = 1
+    offload: bool = False
+
+    def cheaper(self, batch_size: int, can_offload: bool) -> Fitting | None:
+        """The next way, or None where there is none."""
+        if not self.checkpointing:
+            return replace(self, checkpointing=True)
+        if self.split < batch_size:
+            return replace(self, split=min(2 * self.split, batch_size))
+        if can_offload and not self.offload:
+            return replace(self, offload=True)
+        return None
+
+    def difference(self, before: Fitting) -> str:
+        """What changed, in words."""
+        words = [("gradient checkpointing on", self.checkpointing != before.checkpointing),
+                 (f"each micro-batch in {self.split} parts", self.split != before.split),
+                 ("base model kept off the device", self.offload != before.offload)]
+        return " and ".join(text for text, changed in words if changed)

@@ -1,0 +1,107 @@
+"""From a micro-batch to its loss: draws noise and times, asks the model, judges the answer.
+
+Knows configuration and model; what a step does with the loss is the loop's affair.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from . import loss as losses
+from .adapters import Adapter, disabled
+from .backbones.protocol import Batch, Conditioning, TrainableModel
+from .config import LossConfig
+
+
+@dataclass
+class Question:
+    """One micro-batch, made noisy: everything that was drawn at random, so that it can be asked in parts or again."""
+
+    batch: Batch
+    noisy: torch.Tensor
+    times: torch.Tensor
+    target: torch.Tensor
+
+    def rows(self, part: slice) -> Question:
+        return Question(self.batch.rows(part), self.noisy[part], self.times[part], self.target[part])
+
+    def parts(self, count: int) -> Iterator[tuple[Question, float]]:
+        """(part, its share of the rows): `count` parts, or one a row where there are fewer."""
+        total = len(self.noisy)
+        count = min(count, total)
+        bounds = [round(total * i / count) for i in range(count + 1)]
+        for start, end in zip(bounds, bounds[1:]):
+            yield self.rows(slice(start, end)), (end - start) / total
+
+
+class Objective:
+    """The loss of a model with these adapters under this configuration."""
+
+    def __init__(self, model: TrainableModel, adapters: list[Adapter], config: LossConfig) -> None:
+        self.model, self.adapters, self.config = model, adapters, config
+        self.process = process_of(model)
+
+    def draw(self, batch: Batch, generator: torch.Generator, u: torch.Tensor | None = None) -> Question:
+        """Noise and times for the batch, from `generator` alone. `u` (B,) in 0..1 sets the times instead of drawing them."""
+        config, family = self.config, self.model.family
+        latents = batch.latents.to(self.model.device)
+        if u is None:
+            kind = family.timestep_sampling if config.timestep_sampling == "auto" else config.timestep_sampling
+            u = losses.density(len(latents), config, kind, generator)
+            u = losses.shifted(u, self._shift(latents))
+        times = self.process.times(u)
+        noise = losses.draw_noise(latents, config, generator)
+        inside = noise
+        if config.input_perturbation > 0:  # Ning et al. 2023, arXiv:2301.11706
+            inside = noise + config.input_perturbation * torch.randn(noise.shape, generator=generator).to(noise)
+        return Question(batch, self.process.add_noise(latents, inside, times), times, self.process.target(latents, noise, times))
+
+    def __call__(self, question: Question) -> torch.Tensor:
+        """The scalar loss, with the graph where gradients are enabled."""
+        config, batch = self.config, question.batch
+        predicted = self._ask(question, batch.conditioning, batch.captions)
+        c = losses.huber_c(question.times, self.process, config)
+        values = losses.distance(predicted, question.target, config, c)
+        mask = None if batch.masks is None else self._mask(batch.masks.to(values))
+        loss = losses.weighted_mean(values, self.process.weights(question.times, config), mask)
+        if config.preservation:
+            loss = loss + config.preservation * self._change(question)
+        return loss
+
+    def plain(self, question: Question) -> torch.Tensor:
+        """The mean squared error alone, (B,): what validation compares."""
+        predicted = self._ask(question, question.batch.conditioning, question.batch.captions)
+        return (predicted - question.target).square().flatten(1).mean(1)
+
+    def _ask(self, question: Question, encoded: list[Conditioning] | None, captions: list[str]) -> torch.Tensor:
+        conditioning = encoded if encoded is not None else self.model.encode_captions(captions)
+        return self.model.predict(question.noisy, question.times, question.batch, conditioning)
+
+    def _change(self, question: Question) -> torch.Tensor:
+        """How far the adapters change the answer to captions without the concept (ai-toolkit's differential output preservation)."""
+        batch = question.batch
+        with torch.no_grad(), disabled(self.adapters):
+            wanted = self._ask(question, batch.preserved_conditioning, batch.preserved)
+        return (self._ask(question, batch.preserved_conditioning, batch.preserved) - wanted).square().mean()
+
+    def _mask(self, masks: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) in 0..1 as weights: what is masked out keeps `unmasked_weight`; each picture's mean is 1, so that small subjects count as much."""
+        weights = self.config.unmasked_weight + (1 - self.config.unmasked_weight) * masks
+        return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
+
+    def _shift(self, latents: torch.Tensor) -> float:
+        config, family = self.config, self.model.family
+        kind = family.timestep_shift if config.timestep_shift == "auto" else config.timestep_shift
+        if kind == "resolution":
+            return losses.resolution_shift(latents.shape[-2] * latents.shape[-1] // family.patch ** 2)
+        if kind == "constant":
+            return family.shift if config.timestep_shift == "auto" else config.shift
+        return 1.0
+
+
+def process_of(model: TrainableModel) -> losses.Diffusion | losses.Flow:
+    if model.prediction == "flow":
+        return losses.Flow(model.device)
+    return losses.Diffusion(model.alphas_cumprod.to(model.device), model.prediction)

@@ -1,0 +1,60 @@
+"""A run's state on disk: one safetensors file, tensors as they are and the rest as JSON in its header; whole or not at all."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ..config import LoomConfig
+from ..errors import LoomError
+from . import store
+
+FILE = Path("checkpoints") / "resume.safetensors"
+_KEY = "lora_loom.state"
+# What may change between a run's start and its resumption: how long it goes on, and what is written when.
+FREE = {("train", "steps"), ("train", "epochs"), ("train", "gradient_checkpointing"), ("train", "validation_steps"), ("output", None)}
+
+
+def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    """Raises OSError where it cannot be written; the one before stays then."""
+    store.write_whole(run / FILE, safetensors.torch.save(tensors, {_KEY: json.dumps(facts)}))
+
+
+def read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `write` wrote. LoomError where there is none, or where it cannot be read."""
+    path = run / FILE
+    if not path.is_file():
+        raise LoomError(f"resume {run.name!r} has no state to go on from ({FILE.as_posix()}): it has finished, or was stopped before its first save; "
+                        "choose another run, or go on from its LoRA with LoRAConfig.init_lora")
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            facts = json.loads(file.metadata()[_KEY])
+            return {key: file.get_tensor(key).clone() for key in file.keys()}, facts
+    except Exception as error:
+        raise LoomError(f"resume {run.name!r}: {FILE.as_posix()} cannot be read ({error}): it is damaged; go on from a LoRA in its folder "
+                        "with LoRAConfig.init_lora") from error
+
+
+def remove(run: Path) -> None:
+    (run / FILE).unlink(missing_ok=True)
+
+
+def configured(run: Path) -> LoomConfig:
+    """The configuration that the run was started with."""
+    try:
+        return LoomConfig.from_yaml((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoomError(f"resume {run.name!r} has no readable config.yaml ({error}): choose another run") from error
+
+
+def check_same(run: Path, config: LoomConfig) -> None:
+    """LoomError naming every setting that differs from the run's own, where it must not."""
+    before, now = configured(run).to_dict(), config.to_dict()
+    changed = [f"{name} is {now[part][name]!r}, was {value!r}" for part, values in before.items() for name, value in values.items()
+               if now[part][name] != value and not {(part, name), (part, None)} & FREE]
+    if changed:
+        raise LoomError(f"resume {run.name!r} with other settings ({'; '.join(changed)}): a run goes on as it began; set them back, or start a new run")

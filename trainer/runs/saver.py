@@ -1,0 +1,123 @@
+"""What a run leaves on disk on its way: LoRA files, the best of them, and the state to resume from."""
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..backbones.protocol import TrainableModel
+from ..config import LoomConfig
+from ..data.folder import Dataset
+from ..errors import LoomError
+from ..hooks import Hooks, Progress
+from ..state import State
+from . import checkpoint, export, store
+
+
+@dataclass
+class Saver:
+    """Writes where `save_steps`, `save_minutes` and a better validation loss ask for it, and at the end on every way out.
+
+    `facts` go into the state beside its own: whatever must be the same when it is taken up.
+    """
+
+    model: TrainableModel
+    dataset: Dataset
+    config: LoomConfig
+    loras_folder: Path
+    run: Path
+    reserve: store.Reservation
+    hooks: Hooks
+    facts: dict[str, str]
+    best: float | None = None
+    path: Path | None = None
+    lora: dict[str, torch.Tensor] | None = None
+    _saved: float = field(default_factory=time.monotonic)
+
+    def watching(self, state: State, log: store.Log) -> Callable[[Progress], None]:
+        """The progress hook with logs and checkpoints in front of the host's own."""
+
+        def progress(now: Progress) -> None:
+            log.step(now)
+            output, last = self.config.output, now.step >= now.total
+            if now.validation_loss is not None and (self.best is None or now.validation_loss < self.best):
+                self.best = now.validation_loss
+                self._save(state, "best", resume=False)
+            if output.save_steps and now.step % output.save_steps == 0 and not last:
+                self._save(state, f"step{now.step:06d}")
+                self._prune()
+            elif output.save_minutes and time.monotonic() - self._saved >= 60 * output.save_minutes and not last:
+                self._save(state, "latest")
+            self.hooks.progress(now)
+
+        return progress
+
+    def finish(self, state: State) -> None:
+        """The result, whatever has been learned; and, where the run is not over, the state to go on from."""
+        if not state.step:
+            return
+        with contextlib.suppress(OSError):
+            if state.step < state.steps:
+                self._resumable(state)
+            else:
+                checkpoint.remove(self.run)
+        self.lora, data = self._bytes(state)
+        self.reserve.release()
+        self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
+        self._file("latest").unlink(missing_ok=True)
+        self.hooks.event("saved", {"path": str(self.path), "steps": state.step})
+
+    def take_up(self, state: State, written: tuple) -> None:
+        state.take_up(written)
+        self.best = written[1].get("best", self.best)  # what memory ran out of holds none
+
+    def _save(self, state: State, kind: str, resume: bool = True) -> None:
+        try:
+            store.write_whole(self._file(kind), self._bytes(state)[1])
+            if resume:
+                self._resumable(state)
+                self._saved = time.monotonic()
+            self.hooks.event("checkpoint", {"step": state.step, "kind": kind})
+        except OSError as error:  # the result's own space is reserved: go on
+            self.hooks.event("checkpoint failed", {"step": state.step, "reason": error.strerror or str(error)})
+
+    def _resumable(self, state: State) -> None:
+        tensors, facts = state.written()
+        checkpoint.write(self.run, tensors, {**facts, **self.facts, "best": self.best})
+
+    def _prune(self) -> None:
+        """The oldest go where only so many are to stay; the best one is a file of its own."""
+        keep = self.config.output.keep_checkpoints
+        found = sorted(self._file("x").parent.glob(f"{_escaped(self.config.output.name)}_step*.safetensors"))
+        for path in found[:-keep] if keep else []:
+            path.unlink(missing_ok=True)
+
+    def _file(self, kind: str) -> Path:
+        return self.run / "checkpoints" / f"{self.config.output.name}_{kind}.safetensors"
+
+    def _bytes(self, state: State) -> tuple[dict[str, torch.Tensor], bytes]:
+        with state.shown():
+            tensors = export.state_dict(state.adapters, self.config)
+        return tensors, export.to_bytes(tensors, export.metadata(self.model, self.dataset, self.config, state.step))
+
+
+def _escaped(name: str) -> str:
+    return name.replace("[", "[[]")  # * and ? are no part of names
+
+
+def _write(loras_folder: Path, run: Path, name: str, data: bytes) -> Path:
+    """The LoRA in ComfyUI's folder; where that fails, in the run's folder or the system's temporary one, and LoomError says so."""
+    try:
+        return store.write_new(loras_folder, name, ".safetensors", data)
+    except OSError as error:
+        for folder in (run, Path(tempfile.gettempdir())):
+            with contextlib.suppress(OSError):
+                path = store.write_new(folder, name, ".safetensors", data)
+                raise LoomError(f"{name}.safetensors could not be written to {loras_folder} ({error.strerror or error}), so it was saved as {path}: "
+                                "free some space and move it into a loras folder") from error
+        raise

@@ -1,0 +1,161 @@
+"""All that a run goes on from, in one place: adapters, optimizer, schedule, average, random numbers, history.
+
+It can be written down after any step and taken up again, in the same process or in another: what follows is the same, bit for bit on a CPU.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from . import optim
+from .adapters import Adapter
+from .config import LoomConfig
+
+Written = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors on the CPU, and facts fit for JSON
+
+
+class Average:
+    """Exponential moving average of the trained values; its decay rises as (1 + n)/(10 + n) to the given one, as in TensorFlow's."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
+        self.decay, self.count = decay, 0
+        self.values = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, parameters: list[torch.nn.Parameter]) -> None:
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        self.count += 1
+        torch._foreach_lerp_(self.values, [p.detach() for p in parameters], 1 - decay)
+
+
+class State:
+    """A run after `step` optimizer steps. `drawn` counts micro-batches, also those of skipped steps."""
+
+    def __init__(self, adapters: list[Adapter], config: LoomConfig, steps: int, device: torch.device) -> None:
+        self.adapters, self.steps, self.device = adapters, steps, device
+        self.optimizer, self.schedule = optim.build(adapters, config.optim, steps)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.average = Average(self.parameters, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.generator = torch.Generator().manual_seed(config.train.seed)
+        self.history: list[float] = []
+        self.smoothed: float | None = None
+        self.drawn = self.dropped = 0  # micro-batches; steps that were skipped
+        self.skipped = 0  # steps in a row
+        if hasattr(self.optimizer, "train"):  # schedule-free optimizers step one point and give another
+            self.optimizer.train()
+        self.mark()
+
+    @property
+    def step(self) -> int:
+        return len(self.history)
+
+    def mark(self) -> None:
+        """Remember the random numbers: what is written down later goes on from here, even out of a step that was broken off."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        self._marked = (self.generator.get_state(), torch.get_rng_state(), cuda, self.drawn)
+
+    def advance(self, loss: float) -> None:
+        """One optimizer step with the gradients that are there."""
+        self.optimizer.step()
+        for adapter in self.adapters:
+            adapter.settle()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.parameters)
+        self.history.append(loss)
+        self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
+        self.skipped = 0
+        self.mark()
+
+    def skip(self) -> int:
+        """Drop the gradients; how many times in a row that makes."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += 1
+        self.dropped += 1
+        self.mark()
+        return self.skipped
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The adapters hold what is to be kept and looked at: the average, or what a schedule-free optimizer gives."""
+        switch = getattr(self.optimizer, "eval", None)
+        if switch is None and self.average is None:
+            yield
+            return
+        raw = [p.detach().clone() for p in self.parameters]
+        try:
+            if switch is not None:
+                switch()
+            if self.average is not None:
+                _copy(self.parameters, self.average.values)
+                for adapter in self.adapters:
+                    adapter.settle()
+            yield
+        finally:
+            if switch is not None:
+                self.optimizer.train()
+            _copy(self.parameters, raw)
+
+    # ------------------------------------------------------------ written down and taken up
+
+    def written(self) -> Written:
+        """Everything, as after the last `mark`."""
+        tensors = {f"adapter.{a.key}.{name}": p for a in self.adapters for name, p in a.named().items()}
+        tree = self.optimizer.state_dict()
+        facts: dict[str, Any] = {"groups": [], "slots": {}, "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+                                 "history": self.history, "smoothed": self.smoothed, "skipped": self.skipped, "dropped": self.dropped, "drawn": self._marked[3]}
+        for number, group in enumerate(tree["param_groups"]):
+            facts["groups"].append(_split(group, f"group.{number}.", tensors))
+        for number, slot in tree["state"].items():
+            facts["slots"][str(number)] = _split(slot, f"slot.{number}.", tensors)
+        if self.average is not None:
+            facts["averaged"] = self.average.count
+            tensors.update({f"average.{i}": v for i, v in enumerate(self.average.values)})
+        tensors.update({"random.loop": self._marked[0], "random.cpu": self._marked[1]})
+        if self._marked[2] is not None:
+            tensors["random.cuda"] = self._marked[2]
+        return {k: v.detach().cpu().clone() for k, v in tensors.items()}, facts
+
+    @torch.no_grad()
+    def take_up(self, written: Written) -> None:
+        """Go on from what `written` gave for the same configuration. Raises KeyError or RuntimeError where it does not fit."""
+        tensors, facts = written
+        for adapter in self.adapters:
+            for name, parameter in adapter.named().items():
+                parameter.copy_(tensors[f"adapter.{adapter.key}.{name}"])
+        tree = self.optimizer.state_dict()
+        groups = [{**_joined(facts["groups"][i], f"group.{i}.", tensors), "params": group["params"]} for i, group in enumerate(tree["param_groups"])]
+        slots = {int(i): _joined(slot, f"slot.{i}.", tensors) for i, slot in facts["slots"].items()}
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.schedule.load_state_dict({**facts["schedule"], "lr_lambdas": [None] * len(groups)})  # functions, built anew
+        if self.average is not None:
+            self.average.count = facts["averaged"]
+            _copy(self.average.values, [tensors[f"average.{i}"] for i in range(len(self.average.values))])
+        self.history[:], self.smoothed = facts["history"], facts["smoothed"]
+        self.skipped, self.dropped, self.drawn = facts["skipped"], facts["dropped"], facts["drawn"]
+        self.generator.set_state(tensors["random.loop"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self.mark()
+
+
+@torch.no_grad()
+def _copy(to: list, values: list[torch.Tensor]) -> None:
+    for target, value in zip(to, values):
+        target.copy_(value)
+
+
+def _split(values: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What of `values` is no tensor; the tensors go into `tensors` under their prefixed names."""
+    tensors.update({prefix + k: v for k, v in values.items() if isinstance(v, torch.Tensor)})
+    return {k: v for k, v in values.items() if not isinstance(v, torch.Tensor) and k != "params"}
+
+
+def _joined(values: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    found = {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    return {**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, **found}
