@@ -43,11 +43,11 @@ class TrainLoRA(io.ComfyNode):
     @classmethod
     @events.errors_shown
     def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name, resume=NONE) -> io.NodeOutput:
-        from ..trainer.backbones.comfy import ComfyModel
+        from ..trainer.backbones.comfy import open_model
 
         config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
                                 optim={"learning_rate": learning_rate}, output={"name": name})
-        base = ComfyModel(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
+        base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
         result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id),
                            init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
         events.show(cls.hidden.unique_id, result.report)

@@ -31,6 +31,12 @@ class Adapter:
     layer: BaseTunerLayer
     config: AdapterConfig
     learning_rate: float | None = None  # where a pattern sets one of its own
+    plain: str = ""  # the layer's own path, where files name it by that: "diffusion_model.layers.0.attention.qkv"
+
+    @property
+    def prefix(self) -> str:
+        """What its tensors' names begin with in files."""
+        return self.plain or self.key
 
     def named(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by suffix: lora_down.weight (r, in, …), lora_up.weight (out, r, …), dora_scale, hada_w1_a …"""
@@ -41,7 +47,8 @@ class Adapter:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What its part of a file holds, by suffix, scaled as readers expect it."""
-        return KINDS[self.config.algorithm].tensors(self.layer, self.config)
+        found = KINDS[self.config.algorithm].tensors(self.layer, self.config)
+        return peft_named(found) if self.plain and "lora_up.weight" in found else found
 
     def settle(self) -> None:
         """What the algorithm demands after every optimizer step."""
@@ -72,6 +79,13 @@ class Adapter:
 
 
 _PLACE = {"dora_scale": "set LoRAConfig.algorithm to dora"}  # what has a place for a tensor that the algorithm lacks
+
+
+def peft_named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """lora_A and lora_B for lora_down and lora_up, the scale in lora_B: diffusers' readers of these files know no alpha."""
+    scale = tensors["alpha"].item() / tensors["lora_down.weight"].shape[0]
+    rest = {name: tensor for name, tensor in tensors.items() if name not in ("lora_down.weight", "lora_up.weight", "alpha")}
+    return {"lora_A.weight": tensors["lora_down.weight"], "lora_B.weight": tensors["lora_up.weight"] * scale, **rest}
 
 
 def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, str]]:
@@ -166,7 +180,7 @@ def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: 
         kind.prepare(layer, config, model.fetch)
         for parameter in kind.named(layer).values():
             parameter.requires_grad_(True)
-        found.append(Adapter(key, layer, config, rate))
+        found.append(Adapter(key, layer, config, rate, f"diffusion_model.{own}" if model.family.keys == "diffusion_model" and prefix == "lora_unet" else ""))
     return found
 
 

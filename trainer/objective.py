@@ -64,7 +64,7 @@ class Objective:
         predicted = self._ask(question, batch.conditioning, batch.captions)
         c = losses.huber_c(question.times, self.process, config)
         values = losses.distance(predicted, question.target, config, c)
-        mask = None if batch.masks is None else self._mask(batch.masks.to(values))
+        mask = None if batch.masks is None else self._mask(batch.masks.to(values), values.ndim)
         loss = losses.weighted_mean(values, self.process.weights(question.times, config), mask)
         if config.preservation:
             loss = loss + config.preservation * self._change(question)
@@ -86,10 +86,11 @@ class Objective:
             wanted = self._ask(question, batch.preserved_conditioning, batch.preserved)
         return (self._ask(question, batch.preserved_conditioning, batch.preserved) - wanted).square().mean()
 
-    def _mask(self, masks: torch.Tensor) -> torch.Tensor:
+    def _mask(self, masks: torch.Tensor, ndim: int) -> torch.Tensor:
         """(B, 1, H, W) in 0..1 as weights: what is masked out keeps `unmasked_weight`; each picture's mean is 1, so that small subjects count as much."""
         weights = self.config.unmasked_weight + (1 - self.config.unmasked_weight) * masks
-        return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
+        weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
+        return weights.view(len(weights), *[1] * (ndim - 3), *weights.shape[-2:])  # single frames have a time axis
 
     def _shift(self, latents: torch.Tensor) -> float:
         config, family = self.config, self.model.family

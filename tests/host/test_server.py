@@ -15,7 +15,9 @@ import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 import torch  # noqa: E402
+from lora_loom.trainer.config import LoomConfig  # noqa: E402
 from lora_loom.trainer.toy import stars  # noqa: E402
+from lora_loom.trainer.toy.demo import CONFIG as DEMO  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -201,6 +203,7 @@ def test_toy_workflow_runs_then_is_fully_cached(comfy):
     assert lora_file(comfy, "toy_star").is_file()
     run = comfy.base / "output" / "lora_loom" / "toy_star"
     assert {"config.yaml", "dataset.txt", "metrics.jsonl"} <= {p.name for p in run.iterdir()}
+    assert LoomConfig.from_yaml((run / "config.yaml").read_text()) == DEMO.replace(train={"steps": 8}), "the demo's two ways train alike"
     again = comfy.run(toy())
     well(again)
     assert again.executed == [] and set(again.cached) == set(toy())
@@ -276,6 +279,28 @@ def test_cancel_keeps_what_was_learned(comfy):
         assert file.metadata()["ss_steps"] == str(at["saved"])
         assert all(file.get_tensor(key).isfinite().all() for key in file.keys())
     good_run(comfy)
+
+
+def test_a_cancelled_run_goes_on_where_it_was(comfy):
+    """Cancelled on the canvas, taken up by choosing it in `resume`: the same numbers as a run that nobody disturbed."""
+    pressed = []
+
+    def press(kind, data):
+        if kind == "lora_loom.progress" and data["phase"] == "train" and data["step"] >= 3 and not pressed:
+            pressed.append(1)
+            comfy.post("/interrupt", {})
+
+    config = {"dropout": 0.2}
+    outcome = comfy.run(training(steps=40, name="goes_on", config=config), on_message=press)
+    assert outcome.ending == "execution_interrupted"
+    assert "goes_on" in comfy.get("/object_info/TrainLoRA")["TrainLoRA"]["input"]["optional"]["resume"][1]["options"]
+    other = comfy.run(training(steps=40, name="goes_on", config={"dropout": 0.3}, resume="goes_on"))
+    assert other.ending == "execution_error" and "dropout is 0.3, was 0.2" in other.error, other.error
+    well(comfy.run(training(steps=40, name="goes_on", config=config, resume="goes_on")))
+    well(comfy.run(training(steps=40, name="undisturbed", config=config)))
+    resumed, whole = load_file(lora_file(comfy, "goes_on_2")), load_file(lora_file(comfy, "undisturbed"))
+    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
+    assert len((comfy.base / "output" / "lora_loom" / "goes_on" / "metrics.jsonl").read_text().splitlines()) == 40
 
 
 def broken(comfy) -> str:

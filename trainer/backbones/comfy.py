@@ -45,10 +45,18 @@ def fetch(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
             comfy.ops.uncast_bias_weight(layer, *got)
 
 
+def open_model(model, clip, vae, name: str = "") -> ComfyModel:
+    """MODEL, CLIP and VAE of any family that can be trained; LoomError for another."""
+    from .comfy_flow import ComfyFlow, family_of
+
+    family = family_of(model)
+    return ComfyModel(model, clip, vae, name, detect(model)) if family is None else ComfyFlow(model, clip, vae, name, family)
+
+
 def detect(model) -> Family:
-    """The family of a ComfyUI MODEL; LoomError where it is none that can be trained yet."""
+    """The family of a ComfyUI MODEL with a UNet; LoomError where it is none that can be trained yet."""
     config, known = model.model.model_config, comfy.supported_models
-    supported = "SD1.5, SD2.x and SDXL base models"
+    supported = "SD1.5, SD2.x, SDXL, SD3.x, Flux.1, Chroma, Flux.2, Qwen-Image, Lumina 2, Z-Image and Wan (text to image) base models"
     kind = type(config).__name__
     if not hasattr(model.model.diffusion_model, "input_blocks"):
         raise LoomError(f"MODEL is of the family {kind}, which LoRA Loom cannot train yet: TrainLoRA.model takes {supported}; load one of these")
@@ -66,18 +74,20 @@ def detect(model) -> Family:
     raise LoomError(f"MODEL is of the family {kind}, which LoRA Loom cannot train yet: TrainLoRA.model takes {supported}; load one of these")
 
 
-def _prediction(sampling) -> str:
+def _prediction(sampling, flow: bool) -> str:
+    if flow and isinstance(sampling, comfy.model_sampling.CONST):
+        return "flow"
     discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete) and len(sampling.sigmas) == 1000  # LCM's has 50
     if discrete and isinstance(sampling, comfy.model_sampling.V_PREDICTION) and not isinstance(sampling, comfy.model_sampling.EDM):
         return "v_prediction"
     if discrete and isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.X0)):
         return "epsilon"
     kinds = ", ".join(c.__name__ for c in type(sampling).__mro__[1:] if c not in (torch.nn.Module, object))
-    raise LoomError(f"MODEL samples by {kinds}: LoRA Loom trains epsilon and "
-                    "v-prediction models with a discrete schedule; remove the ModelSampling node in front of TrainLoRA or load another checkpoint")
+    trained = "this family by rectified flow" if flow else "epsilon and v-prediction models with a discrete schedule"
+    raise LoomError(f"MODEL samples by {kinds}: LoRA Loom trains {trained}; remove the ModelSampling node in front of TrainLoRA or load another checkpoint")
 
 
-def _sdpa(_func, *args, **kwargs):
+def sdpa(_func, *args, **kwargs):
     """ComfyUI's attention functions for inference may build the scores or lack a backward; torch's never does."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
@@ -85,14 +95,14 @@ def _sdpa(_func, *args, **kwargs):
 class ComfyModel:
     """MODEL, CLIP and VAE as any loader node hands them. `release` undoes what a run has changed."""
 
-    def __init__(self, model, clip, vae, name: str = "") -> None:
-        self.family = detect(model)
+    def __init__(self, model, clip, vae, name: str, family: Family) -> None:
+        self.family = family
         if clip is None:
             raise LoomError("clip is empty: the checkpoint has no text encoder; connect one (CLIPLoader, DualCLIPLoader) to TrainLoRA.clip")
         if vae is None or getattr(vae, "first_stage_model", None) is None:
             raise LoomError("vae is empty: the checkpoint has no VAE; connect one (VAELoader) to TrainLoRA.vae")
         self.patcher, self.clip, self.vae, self.name = model, clip, vae, name
-        missing = [e for e in _TEXT_ENCODERS[self.family.id] if not hasattr(clip.cond_stage_model, e)]
+        missing = [e for e in _TEXT_ENCODERS.get(self.family.id, ()) if not hasattr(clip.cond_stage_model, e)]
         if missing:
             raise LoomError(f"clip is a {type(clip.cond_stage_model).__name__} without {', '.join(missing)}: {self.family.title} needs "
                             f"{' and '.join(_TEXT_ENCODERS[self.family.id])}; connect the CLIP of the same checkpoint to TrainLoRA.clip")
@@ -101,8 +111,8 @@ class ComfyModel:
                 raise LoomError(f"{owner} carries {', '.join(map(str, patcher.injections))}, which replaces its layers' own computation: "
                                 "TrainLoRA trains on top of LoraLoader's LoRAs; put LoraLoader in place of LoraLoaderBypass")
         sampling = model.get_model_object("model_sampling")
-        self.prediction = _prediction(sampling)
-        self.alphas_cumprod = (1 / (1 + sampling.sigmas.double().cpu() ** 2)).float()
+        self.prediction = _prediction(sampling, family.flow)
+        self.alphas_cumprod = None if family.flow else (1 / (1 + sampling.sigmas.double().cpu() ** 2)).float()
         self.device = torch.device(model.load_device)
         self.can_offload = self.device.type != "cpu"
         self._dtype = torch.float32
@@ -136,9 +146,11 @@ class ComfyModel:
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():  # see load
-            latents = self.vae.encode(pixels.movedim(1, -1))
-            if latents.ndim != 4 or latents.shape[1] != 4:
-                raise LoomError(f"vae gives latents of shape {tuple(latents.shape)}, {self.family.title} takes (B, 4, H/8, W/8): "
+            # a video VAE takes a batch for the frames of one film
+            parts = pixels.split(1) if getattr(self.vae, "latent_dim", 2) == 3 else [pixels]
+            latents = torch.cat([self.vae.encode(part.movedim(1, -1)) for part in parts])
+            if latents.ndim not in (4, 5) or latents.shape[1] != self.family.channels:
+                raise LoomError(f"vae gives latents of shape {tuple(latents.shape)}, {self.family.title} takes (B, {self.family.channels}, …): "
                                 "connect the VAE of the same checkpoint, or one of its family, to TrainLoRA.vae")
             latents = self.patcher.model.process_latent_in(latents.float()).cpu()
         return latents.clone()
@@ -148,7 +160,7 @@ class ComfyModel:
             return self._encode(captions)
         with torch.inference_mode():
             found = self._encode(captions)
-        return [Conditioning(c.context.clone(), None if c.pooled is None else c.pooled.clone()) for c in found]
+        return [Conditioning(c.context.clone(), None if c.pooled is None else c.pooled.clone(), {k: v.clone() for k, v in c.extra.items()}) for c in found]
 
     def _encode(self, captions: list[str]) -> list[Conditioning]:
         found = []
@@ -219,7 +231,7 @@ class ComfyModel:
         y = None
         if self.family.time_ids:
             y = torch.cat([self._adm(c, size) for c, size in zip(conditioning, batch.sizes)]).to(self.device, self._dtype)
-        options = {"optimized_attention_override": _sdpa}
+        options = {"optimized_attention_override": sdpa}
         out = self.unet(noisy.to(self._dtype), timesteps.float(), context=context, y=y, transformer_options=options)
         return out.float()
 
@@ -234,12 +246,20 @@ class ComfyModel:
         return comfy.sd.load_lora_for_models(self.patcher, self.clip, lora, 1.0, 1.0)
 
 
+def _copied(value):
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
 def checkpointed(inner):
-    """A `forward` that keeps its inputs alone and runs `inner` again in backward."""
+    """A `forward` that keeps its inputs alone and runs `inner` again in backward. It works on copies: some blocks add to their inputs in place."""
 
     def forward(self, *args, **kwargs):
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
-        return torch.utils.checkpoint.checkpoint(inner, *args, use_reentrant=False, **kwargs)
+
+        def again(*own):
+            return inner(*map(_copied, own), **{name: _copied(value) for name, value in kwargs.items()})
+
+        return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False)
 
     return forward

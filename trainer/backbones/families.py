@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 # Regular expressions over diffusers' names of UNet layers.
 _ATTENTION = r"\.attn[12]\.to_(q|k|v|out\.0)$"
@@ -22,6 +23,21 @@ CONTEXT_WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 TEXT_TARGETS = (r"self_attn\.(q|k|v|out)_proj$", r"mlp\.fc[12]$")
 
 
+def _layers(attention: str, feed_forward: str, rest: str = "") -> dict[str, tuple[str, ...]]:
+    """Targets of a transformer by its own names; it has no convolutions to add."""
+    whole = (attention, feed_forward, *([rest] if rest else []))
+    return {"attention": (attention,), "attention+ff": (attention, feed_forward), "all linear": whole, "all linear+conv": whole}
+
+
+# In single blocks one matrix holds attention and feed-forward together.
+_FLUX = _layers(r"double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$|single_blocks\.\d+\.linear[12]$", r"double_blocks\.\d+\.(img|txt)_mlp\.[02]$",
+                r"(_mod|modulation|modulation_(img|txt))\.lin$")
+_SD3 = _layers(r"joint_blocks\.\d+\.\w+\.attn2?\.(qkv|proj)$", r"joint_blocks\.\d+\.\w+\.mlp\.fc[12]$", r"joint_blocks\.\d+\.\w+\.adaLN_modulation\.1$")
+_QWEN = _layers(r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$", r"(img|txt)_mlp\.net\.(0\.proj|2)$", r"(img|txt)_mod\.1$")
+_LUMINA = _layers(r"(layers|refiner)\.\d+\.attention\.(qkv|out)$", r"(layers|refiner)\.\d+\.feed_forward\.w[123]$", r"adaLN_modulation\.\d$")
+_WAN = _layers(r"blocks\.\d+\.(self|cross)_attn\.[qkvo]$", r"blocks\.\d+\.ffn\.[02]$")
+
+
 @dataclass(frozen=True)
 class Family:
     """What differs between families: names, sizes, targets, defaults (sources: rivals' shipped defaults)."""
@@ -34,6 +50,9 @@ class Family:
     resolution: int
     size_multiple: int = 64
     time_ids: bool = False  # SDXL's original size, crop and target size
+    channels: int = 4  # of latents
+    keys: str = "kohya"  # how files name layers: kohya's lora_unet_…, or diffusion_model.… as diffusers and ComfyUI read them
+    guidance: float | None = None  # the guidance embedding's value in training, where the model has one
     targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: _UNET_TARGETS)
     flow: bool = False  # rectified flow: sigmas for timesteps
     timestep_sampling: str = "uniform"  # how the noise levels of a run are drawn, see loss.py
@@ -43,6 +62,11 @@ class Family:
     checkpointed: tuple[str, ...] = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")  # class names
 
 
+def _transformer(id: str, title: str, targets: dict[str, tuple[str, ...]], blocks: tuple[str, ...], **values: Any) -> Family:
+    return Family(id, title, f"{id.replace('_', '-')}/lora", id, (), **{"resolution": 1024, "size_multiple": 32, "channels": 16, "patch": 2, **values},
+                  targets=targets, checkpointed=blocks, flow=True, timestep_sampling="logit_normal")
+
+
 FAMILIES = {
     family.id: family
     for family in (
@@ -50,5 +74,14 @@ FAMILIES = {
         Family("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 512),
         Family("sd2", "Stable Diffusion 2.x", "stable-diffusion-v2/lora", "sd_v2", ("lora_te",), 512),
         Family("sdxl", "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", ("lora_te1", "lora_te2"), 1024, time_ids=True),
+        _transformer("sd3", "Stable Diffusion 3.x", _SD3, ("JointBlock",)),
+        _transformer("flux", "Flux.1", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0),
+        _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution"),
+        _transformer("flux2", "Flux.2", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, channels=128, patch=1,
+                     keys="diffusion_model"),
+        _transformer("qwen_image", "Qwen-Image", _QWEN, ("QwenImageTransformerBlock",), timestep_shift="constant", shift=2.2, keys="diffusion_model"),
+        _transformer("lumina2", "Lumina 2", _LUMINA, ("JointTransformerBlock",), timestep_shift="resolution", keys="diffusion_model"),
+        _transformer("z_image", "Z-Image", _LUMINA, ("JointTransformerBlock",), timestep_shift="constant", shift=2.0, keys="diffusion_model"),
+        _transformer("wan", "Wan", _WAN, ("WanAttentionBlock",), timestep_shift="constant", shift=3.0, keys="diffusion_model", resolution=512),
     )
 }

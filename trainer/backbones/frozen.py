@@ -15,12 +15,17 @@ import torch.nn.functional as F
 from .protocol import Fetch
 
 
+def _own(y: torch.Tensor) -> torch.Tensor:
+    """`y` as no view: what a Function returns as one may not be changed in place, which ComfyUI's blocks do."""
+    return torch.ops.aten._unsafe_view(y._base, y.shape) if y._is_view() and y._base.numel() == y.numel() and y.is_contiguous() else y
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layer, fetch):
         ctx.layer, ctx.fetch = layer, fetch
         with fetch(layer, x) as (weight, bias):
-            return F.linear(x, weight, bias)
+            return _own(F.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx, grad):
@@ -80,6 +85,47 @@ class _LayerNorm(torch.autograd.Function):
             return torch.ops.aten.native_layer_norm_backward(*arguments)[0], None, None
 
 
+class _PlainLayerNorm(torch.autograd.Function):
+    """LayerNorm without weights, as transformers of the flow kind have it: keeps its output, which the modulation behind it keeps anyway.
+    Its input is their residual stream, to which ComfyUI's blocks add in place."""
+
+    @staticmethod
+    def forward(ctx, x, layer, fetch):
+        y, _, rstd = torch.native_layer_norm(x, layer.normalized_shape, None, None, layer.eps)
+        ctx.dims = tuple(range(-len(layer.normalized_shape), 0))
+        ctx.save_for_backward(y, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, rstd = ctx.saved_tensors
+        wide, y = grad.float(), y.float()
+        inner = wide - wide.mean(ctx.dims, keepdim=True) - y * (wide * y).mean(ctx.dims, keepdim=True)
+        return (rstd.float() * inner).to(grad.dtype), None, None
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = x·r·w with r = 1/sqrt(mean(x²) + eps) (Zhang & Sennrich 2019, arXiv:1910.07467); keeps x alone."""
+
+    @staticmethod
+    def forward(ctx, x, layer, fetch):
+        ctx.layer, ctx.fetch = layer, fetch
+        ctx.save_for_backward(x)
+        with fetch(layer, x) as (weight, _):
+            return F.rms_norm(x, layer.normalized_shape, weight, layer.eps)
+
+    @staticmethod
+    def backward(ctx, grad):
+        layer, x = ctx.layer, ctx.saved_tensors[0]
+        dims = tuple(range(-len(layer.normalized_shape), 0))
+        eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
+        with ctx.fetch(layer, x) as (weight, _):
+            grad = grad.float() if weight is None else grad.float() * weight.float()
+        wide = x.float()
+        r = (wide.square().mean(dims, keepdim=True) + eps).rsqrt()
+        return (r * grad - wide * r ** 3 * (grad * wide).mean(dims, keepdim=True)).to(x.dtype), None, None
+
+
 def function_for(layer: torch.nn.Module) -> type[torch.autograd.Function] | None:
     """The frozen function that equals this layer's forward, or None where only its own forward will do."""
     if isinstance(layer, torch.nn.Linear):
@@ -89,7 +135,9 @@ def function_for(layer: torch.nn.Module) -> type[torch.autograd.Function] | None
     if isinstance(layer, torch.nn.GroupNorm):
         return _GroupNorm
     if isinstance(layer, torch.nn.LayerNorm):
-        return _LayerNorm
+        return _LayerNorm if layer.elementwise_affine else _PlainLayerNorm
+    if isinstance(layer, torch.nn.RMSNorm):
+        return _RMSNorm
     return None
 
 
@@ -121,6 +169,21 @@ def _ask_for_gradients(parameters: list[torch.nn.Parameter], wanted: bool) -> No
 
 
 @contextmanager
+def _usable(module: torch.nn.Module) -> Iterator[None]:
+    """Parameters and buffers that a module uses by itself, seen through normal tensors on the same storage: autograd refuses to keep inference tensors."""
+    before = {(store, name): value for store in ("_parameters", "_buffers") for name, value in getattr(module, store).items()
+              if value is not None and value.is_inference()}
+    for (store, name), value in before.items():
+        plain = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+        getattr(module, store)[name] = torch.nn.Parameter(plain, requires_grad=False) if store == "_parameters" else plain
+    try:
+        yield
+    finally:
+        for (store, name), value in before.items():
+            getattr(module, store)[name] = value
+
+
+@contextmanager
 def weights_on_demand(root: torch.nn.Module, fetch: Fetch, inplace_inputs: bool = False) -> Iterator[None]:
     """Inside, every layer below `root` that can runs as its frozen function, and no weight asks for a gradient.
 
@@ -134,6 +197,7 @@ def weights_on_demand(root: torch.nn.Module, fetch: Fetch, inplace_inputs: bool 
         for layer in root.modules():
             function = function_for(layer)
             if function is None or _replaced(layer):
+                stack.enter_context(_usable(layer))
                 continue
 
             def forward(self, x, *, function=function):

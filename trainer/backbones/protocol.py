@@ -21,6 +21,7 @@ class Conditioning:
 
     context: torch.Tensor
     pooled: torch.Tensor | None = None
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # what else the text encoder gives, such as an attention mask
 
 
 @dataclass

@@ -26,7 +26,7 @@ def state_dict(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.T
     dtype = DTYPES[config.output.save_dtype]
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
-        found.update({f"{adapter.key}.{name}": tensor for name, tensor in adapter.tensors().items()})
+        found.update({f"{adapter.prefix}.{name}": tensor for name, tensor in adapter.tensors().items()})
     # alpha and magnitudes in fp32: the one is no round number for rsLoRA, the other are near 1 and few
     return {k: v.detach().to("cpu", torch.float32 if k.endswith((".alpha", ".dora_scale")) else dtype).contiguous().clone() for k, v in found.items()}
 

@@ -1,0 +1,269 @@
+"""Flow transformers behind ComfyUI's own classes: shallow checkpoints of real width, made here, detected and loaded by ComfyUI itself."""
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from lora_loom.trainer.backbones.families import FAMILIES
+from lora_loom.trainer.config import TARGETS, AdapterConfig, LoomConfig
+from lora_loom.trainer.data.folder import read_dataset
+from lora_loom.trainer.errors import LoomError
+from lora_loom.trainer.job import train
+from lora_loom.trainer.toy import stars
+from safetensors.torch import load_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Shallow:
+    """One family: ComfyUI's configuration class, the network's own arguments, the width of its text, and what else its text encoder gives."""
+
+    config: str
+    unet: dict
+    context: int
+    pooled: int | None = None
+    latents: tuple[int, ...] = (16,)  # (channels,), or (channels, 1) with a time axis
+    scale: int = 8  # pixels a latent cell
+    mask: bool = False
+    layers: tuple[int, int] = (0, 0)  # adapted with attention, with all linear; counted by hand from the names
+
+
+_FLUX = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0,
+         "num_heads": 24, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}
+SHALLOW = {
+    "sd3": Shallow("SD3", {"in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": 24, "num_blocks": 2, "input_size": None, "adm_in_channels": 2048, "qk_norm": "rms",
+                           "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 1536}}, "num_patches": 36864,
+                           "pos_embed_max_size": 192, "pos_embed_scaling_factor": None, "x_block_self_attn_layers": [0]}, 4096, 2048),
+    "flux": Shallow("Flux", _FLUX, 4096, 768),
+    "chroma": Shallow("Chroma", {k: v for k, v in _FLUX.items() if k not in ("guidance_embed",)} | {
+        "txt_ids_dims": [], "vec_in_dim": None, "image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 3072, "hidden_dim": 5120, "n_layers": 5}, 4096),
+    "flux2": Shallow("Flux2", {**_FLUX, "image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "vec_in_dim": None, "context_in_dim": 7680, "mlp_ratio": 3.0,
+                               "num_heads": 24, "axes_dim": [32, 32, 32, 32], "theta": 2000, "qkv_bias": False, "ops_bias": False, "global_modulation": True, "mlp_silu_act": True,
+                               "default_ref_method": "index", "ref_index_scale": 10.0, "txt_ids_dims": [3]}, 7680, latents=(128,), scale=16),
+    "qwen_image": Shallow("QwenImage", {"image_model": "qwen_image", "in_channels": 64, "num_layers": 1}, 3584, latents=(16, 1), mask=True),
+    "lumina2": Shallow("Lumina2", {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 2304, "cap_feat_dim": 2304, "n_layers": 1, "n_refiner_layers": 2, "qk_norm": True,
+                                   "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512], "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0},
+                       2304, mask=True),
+    "z_image": Shallow("ZImage", {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 3840, "cap_feat_dim": 2560, "n_layers": 1, "n_refiner_layers": 2, "qk_norm": True,
+                                  "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3,
+                                  "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}, 2560, mask=True),
+    "wan": Shallow("WAN21_T2V", {"image_model": "wan2.1", "model_type": "t2v", "dim": 1536, "out_dim": 16, "num_heads": 12, "ffn_dim": 8960, "num_layers": 1, "patch_size": (1, 2, 2),
+                                 "freq_dim": 256, "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16}, 4096, latents=(16, 1)),
+}
+HEAVY = {"chroma", "flux2", "z_image"}
+heavy = pytest.mark.skipif(not os.environ.get("LORA_LOOM_HEAVY"), reason="takes gigabytes and minutes, and its like is tested: LORA_LOOM_HEAVY=1 runs it")
+CONFIG = LoomConfig().replace(adapter={"rank": 4, "alpha": 2.0, "targets": "all linear"}, optim={"learning_rate": 1e-2, "scheduler": "constant"},
+                              train={"steps": 2, "batch_size": 2, "precision": "fp32"}, loss={"caption_dropout": 0.0}, output={"name": "flow", "save_dtype": "fp32"})
+
+
+class Clip:
+    """Stands for a text encoder of gigabytes: embeddings drawn from the caption itself, of the width and length that the family's own has."""
+
+    def __init__(self, shallow: Shallow) -> None:
+        self.shallow = shallow
+        self.cond_stage_model = torch.nn.Module()
+        self.patcher = type("Patcher", (), {"injections": {}, "load_device": torch.device("cpu")})()
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, text: str, return_pooled: bool, return_dict: bool) -> dict:
+        generator = torch.Generator().manual_seed(sum(map(ord, text)))
+        length = 8 + len(text) % 3 * 4  # captions of different lengths
+        found = {"cond": torch.randn(1, length, self.shallow.context, generator=generator),
+                 "pooled_output": None if self.shallow.pooled is None else torch.randn(1, self.shallow.pooled, generator=generator)}
+        if self.shallow.mask:
+            found["attention_mask"] = torch.ones(1, length, dtype=torch.long)
+        return found
+
+
+class Vae:
+    def __init__(self, shallow: Shallow) -> None:
+        self.shallow, self.first_stage_model = shallow, torch.nn.Module()
+        self.latent_dim = 3 if len(shallow.latents) == 2 else 2
+        self.patcher = None
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self.latent_dim == 2 or len(pixels) == 1, "a video VAE takes a batch for the frames of one film"
+        small = torch.nn.functional.adaptive_avg_pool2d(pixels.movedim(-1, 1), (pixels.shape[1] // self.shallow.scale, pixels.shape[2] // self.shallow.scale))
+        latents = small.mean(1, keepdim=True).repeat(1, self.shallow.latents[0], 1, 1) * 2 - 1
+        return latents.unsqueeze(2) if self.latent_dim == 3 else latents
+
+
+def network_of(shallow: Shallow):
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, shallow.config)(dict(shallow.unet))
+    config.set_inference_dtype(torch.float32, None)
+    return config.get_model({}, "")
+
+
+def checkpoint(shallow: Shallow) -> dict[str, torch.Tensor]:
+    """Random weights of the real width, as a file of this family holds them. Gates are opened: a new model's zeros would hide every change."""
+    network = network_of(shallow).diffusion_model
+    pool = torch.randn(1_000_003, generator=torch.Generator().manual_seed(1))  # repeated, for billions of draws take minutes
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        if not tensor.is_floating_point():
+            found[name] = tensor
+        elif "norm" in name and tensor.ndim == 1 or name.endswith((".ln_q.weight", ".ln_k.weight")):
+            found[name] = torch.ones(tensor.shape)
+        else:
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else tensor.numel()
+            found[name] = pool.repeat(-(-tensor.numel() // len(pool)))[:tensor.numel()].view(tensor.shape) * min(0.05, fan_in ** -0.5)
+    return found
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=heavy) if name in HEAVY else name for name in SHALLOW])
+def family(request: pytest.FixtureRequest, comfy_modules: ModuleType):
+    """(family's id, its Shallow, MODEL as ComfyUI loads it, inference tensors and all)."""
+    import comfy.model_patcher
+    import comfy.sd
+
+    shallow = SHALLOW[request.param]
+    with torch.inference_mode():
+        if request.param == "sd3":  # ComfyUI reads its depth off its width
+            built = network_of(shallow)
+            built.diffusion_model.load_state_dict(checkpoint(shallow))
+            model = comfy.model_patcher.ModelPatcher(built, torch.device("cpu"), torch.device("cpu"))
+        else:
+            model = comfy.sd.load_diffusion_model_state_dict(checkpoint(shallow), model_options={"dtype": torch.float32})
+    assert model is not None and type(model.model.model_config).__name__ == shallow.config
+    yield request.param, shallow, model
+    import gc
+
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    gc.collect()
+
+
+def open_model(family):
+    from lora_loom.trainer.backbones import comfy as backbone
+
+    name, shallow, model = family
+    opened = backbone.open_model(model, Clip(shallow), Vae(shallow))
+    opened.release_encoders = lambda text_encoders: None  # there is nothing to unload
+    return opened
+
+
+def sampled(model, shallow: Shallow, name: str) -> torch.Tensor:
+    """What ComfyUI's own sampler makes of the model: two steps from fixed noise."""
+    import comfy.sample
+
+    cond = Clip(shallow).encode_from_tokens("a star", True, True)
+    positive = [[cond.pop("cond"), {k: v for k, v in cond.items() if v is not None}]]
+    noise = torch.randn(1, *shallow.latents, 64 // shallow.scale, 64 // shallow.scale, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        return comfy.sample.sample(model, noise, 2, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise), seed=0).clone()
+
+
+def test_trains_saves_loads_and_changes_the_picture(family, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import comfy.sd
+
+    name, shallow, model = family
+    weights = {k: (v.data_ptr(), v.flatten()[:64].clone()) for k, v in model.model.diffusion_model.state_dict().items()}
+    kinds = {k: type(v) for k, v in model.model.diffusion_model.named_modules()}
+    before = sampled(model, shallow, name)
+    opened = open_model(family)
+    assert opened.family is FAMILIES[name] and opened.prediction == "flow"
+    dataset = read_dataset(stars.write(tmp_path / "stars", 3), resolution=64, min_size=64)
+    result = train(opened, dataset, CONFIG, loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
+    assert all(0 < loss < 1000 for loss in result.losses)
+
+    after = {k: (v.data_ptr(), v.flatten()[:64].clone()) for k, v in model.model.diffusion_model.state_dict().items()}
+    assert weights.keys() == after.keys() and all(weights[k][0] == after[k][0] and torch.equal(weights[k][1], after[k][1]) for k in weights)
+    assert {k: type(v) for k, v in model.model.diffusion_model.named_modules()} == kinds
+    assert torch.equal(sampled(model, shallow, name), before), "the base model is as it was"
+
+    lora = load_file(result.path)
+    ups = {k: v for k, v in lora.items() if k.endswith(("lora_up.weight", "lora_B.weight"))}
+    idle = [k for k, v in ups.items() if not v.abs().max() > 0]
+    # the last block's text goes nowhere in some of them
+    assert ups and len(idle) < len(ups) / 2 and all(any(word in k for word in ("txt", "add_", "to_add_out", "context")) for k in idle), idle
+    prefix = "lora_unet_" if FAMILIES[name].keys == "kohya" else "diffusion_model."
+    assert all(key.startswith(prefix) for key in lora)
+    with caplog.at_level(logging.WARNING):
+        loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    assert "not loaded" not in caplog.text, caplog.text
+    assert len(loaded.patches) == len(ups)
+    changed = sampled(loaded, shallow, name)
+    assert not torch.allclose(changed, before, rtol=1e-3, atol=1e-4)
+
+    # the file says what was trained: the live adapters' answer is that of the patched weights
+    sigmas = torch.tensor([0.3, 0.8])
+    noisy = torch.randn(2, *shallow.latents, 64 // shallow.scale, 64 // shallow.scale, generator=torch.Generator().manual_seed(4))
+    with_file, live = answer(opened, noisy, sigmas, loaded), answer(opened, noisy, sigmas, model, adapters=result.lora)
+    plain = answer(opened, noisy, sigmas, model)
+    assert (with_file - live).abs().max() < 0.02 * (with_file - plain).abs().max()
+
+
+def answer(opened, noisy: torch.Tensor, sigmas: torch.Tensor, patcher, adapters: dict | None = None) -> torch.Tensor:
+    """The velocity of `patcher`'s model for two captions, with live adapters that hold `adapters` where given."""
+    from lora_loom.trainer.adapters import adapted
+    from lora_loom.trainer.backbones.protocol import Batch
+
+    conditioning = opened.encode_captions(["a red star", "a blue"])
+    assert conditioning[0].context.shape != conditioning[1].context.shape
+    before, opened.patcher = opened.patcher, patcher
+    try:
+        with torch.inference_mode(False), torch.no_grad(), opened.training("fp32", False, False):
+            if adapters is None:
+                return opened.predict(noisy, sigmas, Batch(noisy, ["", ""]), conditioning)
+            with adapted(opened, CONFIG.adapter, 0) as found:
+                for adapter in found:
+                    mine = {k[len(adapter.prefix) + 1:]: v for k, v in adapters.items() if k.startswith(adapter.prefix + ".")}
+                    mine = {k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for k, v in mine.items()}
+                    adapter.load(mine)
+                return opened.predict(noisy, sigmas, Batch(noisy, ["", ""]), conditioning)
+    finally:
+        opened.patcher = before
+
+
+def test_the_velocity_is_that_of_comfyuis_own_denoiser(family) -> None:
+    """apply_model gives x - sigma * v: our v, from the same conditions, gives the same clean picture."""
+    from lora_loom.trainer.backbones.protocol import Batch
+
+    name, shallow, model = family
+    opened = open_model(family)
+    sigmas = torch.tensor([0.6])
+    noisy = torch.randn(1, *shallow.latents, 64 // shallow.scale, 64 // shallow.scale, generator=torch.Generator().manual_seed(5))
+    [conditioning] = opened.encode_captions(["a red star"])
+    with torch.inference_mode(False), torch.no_grad(), opened.training("fp32", False, False):
+        velocity = opened.predict(noisy, sigmas, Batch(noisy, [""]), [conditioning])
+    import comfy.samplers
+
+    with torch.inference_mode():
+        opened.load()
+        told = comfy.samplers.cond_cat([opened._told(noisy, conditioning)])
+        clean = model.model.apply_model(noisy, sigmas, **told)
+    torch.testing.assert_close(noisy - sigmas.view(-1, *[1] * (noisy.ndim - 1)) * velocity, clean.clone(), rtol=1e-3, atol=1e-4)
+
+
+def test_targets_find_the_layers(family) -> None:
+    from lora_loom.trainer.adapters import select
+
+    opened = open_model(family)
+    counts = [len(select(opened, AdapterConfig(targets=targets))["lora_unet"]) for targets in TARGETS]
+    assert counts[0] < counts[1] <= counts[2] == counts[3], counts
+    whole = set(select(opened, AdapterConfig(targets="all linear"))["lora_unet"])
+    linear = {n for n, m in opened.unet.named_modules() if isinstance(m, torch.nn.Linear) and ("blocks." in n or "layers." in n or "refiner." in n)}
+    missed = {n for n in linear - whole if "distilled_guidance" not in n and "cap_embedder" not in n}
+    assert not missed, missed
+
+
+def test_checkpointing_changes_no_gradient(family, tmp_path: Path) -> None:
+    dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
+    results = [train(open_model(family), dataset, CONFIG.replace(adapter={"targets": "attention"}, train={"gradient_checkpointing": on, "batch_size": 1}), loras_folder=tmp_path / str(on),
+                     runs_folder=tmp_path / "runs") for on in (False, True)]
+    assert results[1].losses == pytest.approx(results[0].losses, rel=1e-5)
+
+
+def test_text_encoders_of_these_are_not_trained(family, tmp_path: Path) -> None:
+    dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
+    with pytest.raises(LoomError, match="train_text_encoder is on.*turn it off"):
+        train(open_model(family), dataset, CONFIG.replace(adapter={"train_text_encoder": True}), loras_folder=tmp_path, runs_folder=tmp_path / "runs")
