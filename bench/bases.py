@@ -49,8 +49,8 @@ def start_comfyui(folder: Path) -> str:
     sys.exit(f"ComfyUI {comfyui_version.__version__} is too old: its TrainLoraNode has no bypass_mode; set COMFYUI_PATH to a newer one")
 
 
-def write_random_sd15(path: Path) -> None:
-    """A checkpoint of SD1.5's shapes and key names in fp32 (4.3 GB). Random, scaled so that nothing overflows or becomes denormal."""
+def write_random_sd15(path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """A checkpoint of SD1.5's shapes and key names (4.3 GB in fp32). Random, scaled so that nothing overflows or becomes denormal."""
     import comfy.clip_model
     import comfy.ldm.models.autoencoder
     import comfy.ldm.modules.diffusionmodules.openaimodel as unet
@@ -81,7 +81,7 @@ def write_random_sd15(path: Path) -> None:
                 value /= math.sqrt(like[0].numel())
             else:
                 value = value * 0.02 + float(key.endswith("weight"))  # norms around 1, biases around 0
-            tensors[prefix + key] = value
+            tensors[prefix + key] = value.to(dtype)
     save_file(tensors, path)
 
 

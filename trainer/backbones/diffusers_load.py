@@ -1,10 +1,12 @@
 """From local files to diffusers' modules: a folder, one .safetensors file, or the toy base. Nothing is downloaded."""
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -112,6 +114,11 @@ def _family_of(keys: set[str], shape) -> str:
     return CONTEXT_WIDTHS.get(shape(LDM_CONTEXT)[1], "unknown")
 
 
+def _defaults(kind: type | None) -> dict[str, Any]:
+    """What a diffusers model takes where its configuration is silent."""
+    return {} if kind is None else {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty}
+
+
 def _single_file(path: Path, dtype: torch.dtype) -> Parts:
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
@@ -133,7 +140,8 @@ def _single_file(path: Path, dtype: torch.dtype) -> Parts:
     with tempfile.TemporaryDirectory() as folder:
         for part, config in configs.items():
             Path(folder, part).mkdir()
-            Path(folder, part, "config.json").write_text(json.dumps(config), encoding="utf-8")
+            whole = {**_defaults({"unet": UNet2DConditionModel, "vae": AutoencoderKL}.get(part)), **config}  # its readers look settings up in the file alone
+            Path(folder, part, "config.json").write_text(json.dumps(whole), encoding="utf-8")
         local = {"config": folder, "local_files_only": True}
         try:
             unet = UNet2DConditionModel.from_single_file(str(path), subfolder="unet", torch_dtype=dtype, **local)
