@@ -81,7 +81,7 @@ def native(bypass: bool, base: Base, run: Run, tick: Tick) -> dict[str, torch.Te
 def ours(targets: str, base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
     """What the node TrainLoRA runs, with LoRAConfig's defaults but for rank, targets and fp32."""
     from lora_loom.trainer import job
-    from lora_loom.trainer.backbones.comfy import ComfyModel
+    from lora_loom.trainer.backbones.comfy import open_model
     from lora_loom.trainer.config import LoomConfig
     from lora_loom.trainer.data.folder import read_dataset
 
@@ -98,7 +98,7 @@ def ours(targets: str, base: Base, run: Run, tick: Tick) -> dict[str, torch.Tens
     dataset = read_dataset(run.folder, resolution=run.size, min_size=0)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        return job.train(ComfyModel(base.model, base.clip, base.vae), dataset, config, loras_folder=out / "loras", runs_folder=out / "runs",
+        return job.train(open_model(base.model, base.clip, base.vae), dataset, config, loras_folder=out / "loras", runs_folder=out / "runs",
                          hooks=job.Hooks(progress=progress)).lora
 
 

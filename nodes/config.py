@@ -177,7 +177,8 @@ class LoRAConfig(io.ComfyNode):
         a = config.adapter
         advice = presets.load(preset)
         steps, rate = advice.get("train", {}).get("steps"), advice.get("optim", {}).get("learning_rate")
-        advised = f"\nThe preset advises {steps or config.train.steps} steps at {rate or config.optim.learning_rate:g} in Train LoRA"
+        words = f"\nThe preset advises {steps or config.train.steps} steps at {rate or config.optim.learning_rate:g} in Train LoRA"
+        advised = "" if preset == presets.FIRST else words
         events.show(cls.hidden.unique_id, f"{a.algorithm} rank {a.rank} alpha {a.alpha:g} on {', '.join(a.target_modules) or a.targets}, "
                                           f"{config.optim.optimizer}, {config.optim.scheduler}{advised}")
         return io.NodeOutput(config)

@@ -312,7 +312,7 @@ def tree(model: backbone.DiffusersModel) -> list[tuple]:
 def test_should_stop_ends_the_run_well(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
     seen: list[int] = []
     stopped = run(model, dataset, CONFIG.replace(train={"steps": 6}), tmp_path, progress=lambda p: seen.append(p.step) if p.phase == "train" else None, should_stop=lambda: seen[-1:] == [2])
-    assert stopped.stopped and stopped.steps == 2 and seen == [1, 2] and "Stopped at step 2 of 6" in stopped.report
+    assert stopped.stopped and stopped.steps == 2 and seen == [1, 2] and "Stopped at step 2 of 6, smoothed loss" in stopped.report
     assert same(load_file(stopped.path), run(model, dataset, CONFIG.replace(train={"steps": 2}), tmp_path).lora)
 
 

@@ -103,6 +103,10 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
         if odd:
             raise LoomError(f"MODEL has {len(odd)} layers of a quantized kind, such as {odd[0]}, which cannot be trained on yet: "
                             "load the checkpoint in fp16, bf16 or plain fp8")
+        idle = [w.pattern for w in wanted if not any(w.search(name) for name in names.values())] if prefix == "lora_unet" and config.target_modules else []
+        if idle:
+            raise LoomError(f"target_modules {', '.join(map(repr, idle))} find no layer of {model.family.title}: correct or remove them; "
+                            f"its layers have names such as {', '.join(sorted(names.values())[:1] + sorted(names.values())[-1:])}")
         selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own, m in layers.items() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
     if not selected["lora_unet"]:
         raise LoomError(f"targets {list(config.target_modules) or config.targets!r} match no layer of {model.family.title}: "

@@ -39,8 +39,18 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("comfyui-lora-loom")
+    except PackageNotFoundError:
+        return "from a folder, not installed"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lora-loom", description="Train LoRAs from the command line; the same trainer as on ComfyUI's canvas.")
+    parser.add_argument("--version", action="version", version=f"lora-loom {_version()}")
     commands = parser.add_subparsers(required=True, metavar="train | caption | demo")
 
     train = commands.add_parser("train", help="train a LoRA as a YAML file describes it")

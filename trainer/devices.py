@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .errors import LoomError
 
@@ -11,6 +13,20 @@ def check_device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise LoomError(f"device {device!r} is unknown: take auto, cpu, cuda, or cuda:1 for the second card")
     return device
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch computes on so many CPU threads inside; 0 changes nothing. On operations of microseconds they wait for each other more than they
+    work, and ten times so where another program takes a core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def best_device(device: str) -> str:

@@ -20,6 +20,7 @@ from .config import LoomConfig, LossConfig, check_name, parse_target
 from .data.batches import Encoded, batches, encode, epoch_length
 from .data.buckets import bucket_for
 from .data.folder import Dataset
+from .devices import threads
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
@@ -90,6 +91,9 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
     dataset, held = _divided(whole, config)
     each, total = steps_per_epoch(dataset, config, family), total_steps(dataset, config, family)
     seen = total * config.train.batch_size * config.train.gradient_accumulation_steps / max(1, len(dataset.pictures))
+    remarks = []
+    if config.optim.warmup_steps >= total and config.optim.scheduler != "constant":
+        remarks.append(f"warm-up of {config.optim.warmup_steps} steps is no shorter than the run of {total}: the full learning rate is never reached; lower it")
     unused = [f"epochs {config.train.epochs} is not used: steps {config.train.steps} decides, set it to 0 to count by epochs"]
     return "\n".join([
         f"{family.title}: {config.adapter.algorithm} rank {config.adapter.rank} alpha {config.adapter.alpha:g} on "
@@ -102,6 +106,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
         f"{_loss_in_words(config.loss, family)}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
         *([f"validation every {config.train.validation_steps} steps on {f'{len(held.pictures)} pictures held out' if held else 'the training pictures'}"]
           if config.train.validation_steps else []),
+        *remarks,
         *(unused if config.train.epochs and config.train.steps else []),
     ])
 
@@ -142,7 +147,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         log = store.Log(run, log_dir, len(written[1]["history"]) if written else 0)
         hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config)})
         saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, _facts(dataset, model))
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
+        with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(config.train.seed)
             state, changes = _train(model, training, held, config, steps, saver, log, hooks, first, written)
     except OSError as error:
@@ -223,8 +229,7 @@ def _begin(state: State, adapters: list[Adapter], first: dict[str, dict[str, tor
 
 
 def _report(state: State, config: LoomConfig, saver: Saver, changes: list[str]) -> str:
-    recent = state.history[-50:]
-    lines = [f"{'Stopped' if state.step < state.steps else 'Finished'} at step {state.step} of {state.steps}, loss {sum(recent) / max(1, len(recent)):.4f}",
+    lines = [f"{'Stopped' if state.step < state.steps else 'Finished'} at step {state.step} of {state.steps}, smoothed loss {state.smoothed:.4f}",
              f"Saved as {saver.path.name}"]
     if saver.best is not None:
         lines.append(f"Best validation loss {saver.best:.4f}, kept in the run's folder")

@@ -44,7 +44,7 @@ def comfy(comfy_modules: ModuleType) -> Iterator[SimpleNamespace]:
     from lora_loom.trainer.backbones import comfy_toy
 
     yield SimpleNamespace(**{name: getattr(comfy, name) for name in ("lora", "model_management", "model_patcher", "model_sampling", "sample", "sd", "supported_models", "utils")},
-                          Model=backbone.ComfyModel, toy=comfy_toy)
+                          Model=backbone.open_model, toy=comfy_toy)
     comfy.model_management.unload_all_models()
     gc.collect()
 
@@ -530,10 +530,10 @@ REFINER = {**COMMON, "model_channels": 384, "use_linear_in_transformer": True, "
 
 
 @pytest.mark.parametrize(("class_name", "unet", "words"), [
-    ("Flux", FLUX, ("family Flux", "SD1.5, SD2.x and SDXL")),
+    ("FluxInpaint", {**FLUX, "in_channels": 96}, ("family FluxInpaint", "SD1.5, SD2.x, SDXL, SD3.x")),
     ("SD15", {**COMMON, **SHALLOW["sd15"][1], "in_channels": 9}, ("9 input channels", "inpainting", "plain one")),
-    ("SDXLRefiner", REFINER, ("family SDXLRefiner", "SD1.5, SD2.x and SDXL")),
-    ("SD21UnclipL", {**COMMON, **SHALLOW["sd2"][1], "adm_in_channels": 1536, "num_classes": "sequential"}, ("family SD21UnclipL", "SD1.5, SD2.x and SDXL")),
+    ("SDXLRefiner", REFINER, ("family SDXLRefiner", "SD1.5, SD2.x, SDXL, SD3.x")),
+    ("SD21UnclipL", {**COMMON, **SHALLOW["sd2"][1], "adm_in_channels": 1536, "num_classes": "sequential"}, ("family SD21UnclipL", "SD1.5, SD2.x, SDXL, SD3.x")),
 ])
 def test_families_that_are_not_trained_yet(comfy: SimpleNamespace, toy: tuple, class_name: str, unet: dict, words: tuple[str, ...]) -> None:
     model = empty_model(comfy, class_name, unet)

@@ -52,6 +52,7 @@ class Family:
     time_ids: bool = False  # SDXL's original size, crop and target size
     channels: int = 4  # of latents
     keys: str = "kohya"  # how files name layers: kohya's lora_unet_…, or diffusion_model.… as diffusers and ComfyUI read them
+    cpu_threads: int = 0  # where it trains on a CPU; 0: torch's own choice
     guidance: float | None = None  # the guidance embedding's value in training, where the model has one
     targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: _UNET_TARGETS)
     flow: bool = False  # rectified flow: sigmas for timesteps
@@ -70,7 +71,7 @@ def _transformer(id: str, title: str, targets: dict[str, tuple[str, ...]], block
 FAMILIES = {
     family.id: family
     for family in (
-        Family("toy", "Toy base", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 64, size_multiple=16),
+        Family("toy", "Toy base", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 64, size_multiple=16, cpu_threads=1),
         Family("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 512),
         Family("sd2", "Stable Diffusion 2.x", "stable-diffusion-v2/lora", "sd_v2", ("lora_te",), 512),
         Family("sdxl", "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", ("lora_te1", "lora_te2"), 1024, time_ids=True),

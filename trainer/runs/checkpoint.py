@@ -24,6 +24,7 @@ def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) ->
     store.write_whole(run / FILE, safetensors.torch.save(tensors, {_KEY: json.dumps(facts)}))
 
 
+@torch.inference_mode(False)  # the optimizer goes on with these tensors
 def read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What `write` wrote. LoomError where there is none, or where it cannot be read."""
     path = run / FILE

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -102,8 +103,13 @@ def _queue(server, url: str, info: dict, workflow: Path, folder: str, concept: l
             number = json.load(answer)["prompt_id"]
     except urllib.error.HTTPError as error:
         raise LoomError(f"ComfyUI refused the example workflow: {error.read().decode('utf-8', 'replace')[:2000]}") from error
-    print("queued; training and sampling", flush=True)
+    print(f"queued; training and sampling (ComfyUI's own words go to {out / 'comfyui.log'})", flush=True)
+    shown = ""
     while True:
+        line = _last_step(out / "comfyui.log")
+        if line != shown:
+            print(line, flush=True)
+            shown = line
         if server.poll() is not None:
             raise LoomError(f"ComfyUI ended with code {server.returncode}; see {out / 'comfyui.log'}")
         history = _get(f"{url}/history/{number}").get(number)
@@ -116,6 +122,13 @@ def _queue(server, url: str, info: dict, workflow: Path, folder: str, concept: l
     pairs, kept = (_images(url, history["outputs"][node]["images"]) for node in (preview, "others"))
     left, right = (0, 0, arch.SIZE, arch.SIZE), (arch.SIZE, 0, 2 * arch.SIZE, arch.SIZE)
     return tuple([image.crop(side) for image in images] for images in (pairs, kept) for side in (left, right))
+
+
+def _last_step(log: Path) -> str:
+    """The newest line of the training in the server's log, without its colours."""
+    text = log.read_bytes()[-20_000:].decode("utf-8", "replace")
+    found = re.findall(r"step \d+/\d+  loss [^\r\n]+", text)
+    return found[-1] if found else ""
 
 
 def _images(url: str, entries: list[dict]) -> list[Image.Image]:
