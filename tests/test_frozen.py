@@ -22,13 +22,15 @@ LAYERS = {
     "layer norm": (lambda: torch.nn.LayerNorm(6), (3, 4, 6)),
     "layer norm over two axes": (lambda: torch.nn.LayerNorm((4, 6)), (3, 4, 6)),
     "layer norm without weights": (lambda: torch.nn.LayerNorm(6, elementwise_affine=False), (2, 6)),
+    "rms norm": (lambda: torch.nn.RMSNorm(6, eps=1e-6), (3, 4, 6)),
+    "rms norm over two axes, without weights": (lambda: torch.nn.RMSNorm((4, 6), elementwise_affine=False), (3, 4, 6)),
 }
 
 
 @contextmanager
 def fetch(layer: torch.nn.Module, like: torch.Tensor):
     """As a backbone's: the weights in `like`'s dtype."""
-    yield tuple(None if p is None else p.detach().to(like) for p in (layer.weight, layer.bias))
+    yield tuple(None if p is None else p.detach().to(like) for p in (layer.weight, getattr(layer, "bias", None)))
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -82,7 +84,7 @@ def test_strided_inputs_and_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_only_norms_keep_their_input(name: str) -> None:
-    """Linear and convolution keep nothing; a norm its input and a mean and deviation a row."""
+    """Linear and convolution keep nothing; a norm its input and a mean and deviation a row; a layer norm without weights its output, an RMS norm its input."""
     layer, x = build(name)
     x.requires_grad_()
     kept: list[torch.Tensor] = []
@@ -90,6 +92,10 @@ def test_only_norms_keep_their_input(name: str) -> None:
         out = layer(x)
     if "norm" not in name:
         assert kept == []
+    elif "rms" in name:
+        assert [t.data_ptr() for t in kept] == [x.data_ptr()]
+    elif name == "layer norm without weights":
+        assert [t.numel() for t in kept] == [x.numel(), 2] and kept[0].data_ptr() == out.data_ptr()
     else:
         rows = x.shape[0] * layer.num_groups if "group" in name else x.numel() // torch.Size(layer.normalized_shape).numel()
         assert [t.numel() for t in kept] == [x.numel(), rows, rows] and kept[0].data_ptr() == x.data_ptr()

@@ -34,7 +34,7 @@ def fetch(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
         yield None, None
         return
     if not hasattr(layer, "comfy_cast_weights"):  # not one of ComfyUI's layers
-        cast = [None if p is None else p.detach().to(like) for p in (layer.weight, layer.bias)]
+        cast = [None if p is None else p.detach().to(like) for p in (layer.weight, getattr(layer, "bias", None))]
         yield cast[0], cast[1]
         return
     got = comfy.ops.cast_bias_weight(layer, like, **({"offloadable": True} if _OFFLOADABLE else {}))

@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from .protocol import Fetch
 
 
+def _wide(t: torch.Tensor) -> torch.Tensor:
+    return t.float() if t.dtype.itemsize < 4 else t
+
+
 def _own(y: torch.Tensor) -> torch.Tensor:
     """`y` as no view: what a Function returns as one may not be changed in place, which ComfyUI's blocks do."""
     return torch.ops.aten._unsafe_view(y._base, y.shape) if y._is_view() and y._base.numel() == y.numel() and y.is_contiguous() else y
@@ -99,9 +103,9 @@ class _PlainLayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         y, rstd = ctx.saved_tensors
-        wide, y = grad.float(), y.float()
+        wide, y = _wide(grad), _wide(y)
         inner = wide - wide.mean(ctx.dims, keepdim=True) - y * (wide * y).mean(ctx.dims, keepdim=True)
-        return (rstd.float() * inner).to(grad.dtype), None, None
+        return (_wide(rstd) * inner).to(grad.dtype), None, None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -120,8 +124,8 @@ class _RMSNorm(torch.autograd.Function):
         dims = tuple(range(-len(layer.normalized_shape), 0))
         eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
         with ctx.fetch(layer, x) as (weight, _):
-            grad = grad.float() if weight is None else grad.float() * weight.float()
-        wide = x.float()
+            grad = _wide(grad) if weight is None else _wide(grad) * _wide(weight)
+        wide = _wide(x)
         r = (wide.square().mean(dims, keepdim=True) + eps).rsqrt()
         return (r * grad - wide * r ** 3 * (grad * wide).mean(dims, keepdim=True)).to(x.dtype), None, None
 
