@@ -324,3 +324,44 @@ def test_fingerprint(cats: Path) -> None:
     (cats / "chelsea.jpg").unlink()
     changed()
     assert fingerprint(cats / "nowhere") == fingerprint("") == fingerprint("a\0b") == fingerprint(None)
+
+
+# ---------------------------------------------------------------- masks
+
+def test_masks_from_files_and_from_transparency(tmp_path: Path) -> None:
+    from lora_loom.trainer.data.batches import _mask
+
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    left = np.zeros((64, 64), np.uint8)
+    left[:, :32] = 255
+    Image.fromarray(left).save(tmp_path / "a-masklabel.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(left.T.copy()).resize((32, 32)).save(tmp_path / "masks" / "b.png")  # of another size
+    seen = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    seen.paste((255, 0, 0, 255), (0, 0, 64, 16))
+    seen.save(tmp_path / "d.png")
+
+    files = read_dataset(tmp_path, masks="files", resolution=64, min_size=32)
+    assert [p.name for p in files.pictures] == ["a.png", "b.png", "c.png", "d.png"]  # masks are no pictures
+    weights = {p.name: _mask(p, (64, 64), (8, 8))[0] for p in files.pictures}
+    assert weights["a.png"][:, :4].min() > 0.95 and weights["a.png"][:, 4:].max() < 0.05
+    assert weights["b.png"][:3].min() > 0.9 and weights["b.png"][5:].max() < 0.1
+    assert weights["c.png"].min() == weights["d.png"].min() == 1
+    assert any("2 of 4 pictures have no mask and count whole: c.png, d.png" in w for w in files.warnings)
+
+    alpha = read_dataset(tmp_path, masks="alpha", resolution=64, min_size=32)
+    shown = {p.name: _mask(p, (64, 64), (8, 8))[0] for p in alpha.pictures}
+    assert shown["d.png"][:1].min() > 0.9 and shown["d.png"][3:].max() < 0.05 and shown["a.png"].min() == 1
+    plain = read_dataset(tmp_path, resolution=64, min_size=32)
+    assert any("2 masks are there and not used" in w for w in plain.warnings)
+    assert len({files.digest(), alpha.digest(), plain.digest()}) == 3
+    with pytest.raises(LoomError, match="masks 'yes' is unknown: LoadDataset.masks is one of none, alpha, files"):
+        read_dataset(tmp_path, masks="yes", resolution=64, min_size=32)
+
+
+def test_a_broken_mask_is_named_and_its_picture_stays(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    (tmp_path / "a-masklabel.png").write_bytes(b"no picture")
+    found = read_dataset(tmp_path, masks="files", resolution=64, min_size=32)
+    assert [p.mask for p in found.pictures] == [None] and any(name == "a-masklabel.png" and "as a mask" in why for name, why in found.left_out)
