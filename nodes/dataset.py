@@ -6,6 +6,7 @@ from server import PromptServer
 
 from ..trainer.data import folder as reading
 from ..trainer.data.buckets import bucket_for, fit, to_tensor
+from ..trainer.data.masks import MASKS
 from ..trainer.data.pictures import open_picture
 from ..trainer.errors import LoomError
 from . import events, folders
@@ -58,7 +59,7 @@ class LoadDataset(io.ComfyNode):
                 widget(io.Boolean, "flip", default=False, tooltip="Also train on the mirror images. Not for text, faces with a side, or logos."),
                 widget(io.Boolean, "buckets", default=True,
                        tooltip="Keep aspect ratios by training each picture in the bucket nearest to its shape. Off: square crops."),
-                widget(io.Combo, "masks", options=list(reading.MASKS), default="none", optional=True, advanced=True,
+                widget(io.Combo, "masks", options=list(MASKS), default="none", optional=True, advanced=True,
                        tooltip="Train on the subject alone. alpha: by the pictures' transparency; files: cat-masklabel.png or masks/cat.png, white counts."),
             ],
             outputs=[output(Dataset, "dataset"), output(io.Image, "images", is_output_list=True), output(io.String, "report")],

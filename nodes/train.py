@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from ..trainer import job
-from ..trainer.config import LoomConfig, TrainConfig, check_name
+from ..trainer.config import LoomConfig, TrainConfig
+from ..trainer.names import check_name
 from . import events, folders
 from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schema, widget
 

@@ -86,11 +86,12 @@ def test_comfy_api_has_one_door(path):
 
 
 # What each part of the trainer may import of the trainer; the arrows of the design, from top to bottom.
-BOTTOM = ("trainer.errors", "trainer.devices", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families")
+BOTTOM = ("trainer.errors", "trainer.names", "trainer.devices", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families")
 MIDDLE = ("trainer.loss", "trainer.optim", "trainer.adapters", "trainer.runs", "trainer.data")
 ARROWS = {
     "trainer/errors.py": (),
-    "trainer/config.py": ("trainer.errors",),
+    "trainer/config.py": ("trainer.errors", "trainer.names"),
+    "trainer/names.py": ("trainer.errors",),
     "trainer/devices.py": ("trainer.errors",),
     "trainer/hooks.py": (),
     "trainer/loss.py": BOTTOM,
@@ -109,7 +110,7 @@ ARROWS = {
     "trainer/captioners/": (*BOTTOM, "trainer.data", "trainer.captioners"),
     "trainer/runs/": (*BOTTOM, "trainer.runs", "trainer.adapters", "trainer.data", "trainer.state"),
     "trainer/yaml_config.py": (*BOTTOM, "trainer.presets", "trainer.yaml_values"),
-    "trainer/yaml_values.py": (*BOTTOM, "trainer.presets", "trainer.data.captions", "trainer.data.folder"),
+    "trainer/yaml_values.py": (*BOTTOM, "trainer.presets", "trainer.data.captions", "trainer.data.masks"),
     "trainer/backbones/protocol.py": ("trainer.backbones.families", "trainer.errors"),
     "trainer/backbones/families.py": (),
     "trainer/backbones/": (*BOTTOM, "trainer.backbones", "trainer.toy.arch", "trainer.toy.tokens"),

@@ -2,8 +2,9 @@
 import dataclasses
 
 import pytest
-from lora_loom.trainer.config import LoomConfig, OutputConfig, TrainConfig, check_name, coerce
+from lora_loom.trainer.config import LoomConfig, OutputConfig, TrainConfig, coerce
 from lora_loom.trainer.errors import LoomError
+from lora_loom.trainer.names import check_name
 
 CHANGED = LoomConfig().replace(
     adapter={"algorithm": "dora", "rank": 3, "alpha": 1.5, "dropout": 0.25, "module_dropout": 0.125, "init_lora": "old.safetensors", "targets": "all linear", "target_modules": ("a$", "b"),

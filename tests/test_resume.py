@@ -109,6 +109,7 @@ def test_a_stopped_run_goes_on_and_may_go_on_longer(model: backbone.DiffusersMod
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"adapter": {"rank": 4}, "optim": {"learning_rate": 1e-3}}, ["rank is 4, was 2", "learning_rate is 0.001, was 0.002", "set them back"]),
+    ({"train": {"validation_steps": 3}}, ["validation_steps is 3, was 0"]),  # it would hold pictures out that were trained on
     ({"train": {"steps": 2}}, ["is at step 2 and steps is 2", "set TrainLoRA.steps higher"]),
 ])
 def test_what_may_not_change_is_named(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, change: dict, words: list[str]) -> None:

@@ -100,13 +100,13 @@ WORKFLOWS = {
              ("", [("11", 370, 0), ("13", 370, 430)])]],
         "note": """## Train a LoRA, then generate with it
 
-Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with the pack and draws coloured shapes, but it has never seen a star. From the twenty pictures in `input/lora_loom_stars` it learns one, in two or three minutes on a CPU; `preservation` in *LoRA Config* keeps the other shapes as they were.
+Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with the pack and draws coloured shapes, but it has never seen a star. From the twenty pictures in `input/lora_loom_stars` it learns one, in three or four minutes on a CPU; `preservation` in *LoRA Config* keeps the other shapes as they were.
 
 *Preview Sample* shows each prompt **before | after**. The file is in `output/loras`, and every LoRA loader can choose it.
 
 ## 训练一个 LoRA，并立即用它生成图片
 
-点击 **运行**。无需下载任何模型：*Toy Base* 是随包附带的微型模型，会画彩色图形，但从未见过星形。它用 `input/lora_loom_stars` 中的二十张图片学会画星形，CPU 上约两三分钟；*LoRA Config* 中的 `preservation` 让其他图形保持原样。
+点击 **运行**。无需下载任何模型：*Toy Base* 是随包附带的微型模型，会画彩色图形，但从未见过星形。它用 `input/lora_loom_stars` 中的二十张图片学会画星形，CPU 上约三四分钟；*LoRA Config* 中的 `preservation` 让其他图形保持原样。
 
 *Preview Sample* 按 **训练前 | 训练后** 并排显示每条提示词。LoRA 文件保存在 `output/loras`，可在任何 LoRA 加载器中选择。
 """},

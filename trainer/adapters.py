@@ -33,11 +33,6 @@ class Adapter:
     learning_rate: float | None = None  # where a pattern sets one of its own
     plain: str = ""  # the layer's own path, where files name it by that: "diffusion_model.layers.0.attention.qkv"
 
-    @property
-    def prefix(self) -> str:
-        """What its tensors' names begin with in files."""
-        return self.plain or self.key
-
     def named(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by suffix: lora_down.weight (r, in, …), lora_up.weight (out, r, …), dora_scale, hada_w1_a …"""
         return KINDS[self.config.algorithm].named(self.layer)
@@ -47,8 +42,7 @@ class Adapter:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What its part of a file holds, by suffix, scaled as readers expect it."""
-        found = KINDS[self.config.algorithm].tensors(self.layer, self.config)
-        return peft_named(found) if self.plain and "lora_up.weight" in found else found
+        return KINDS[self.config.algorithm].tensors(self.layer, self.config)
 
     def settle(self) -> None:
         """What the algorithm demands after every optimizer step."""
@@ -79,13 +73,6 @@ class Adapter:
 
 
 _PLACE = {"dora_scale": "set LoRAConfig.algorithm to dora"}  # what has a place for a tensor that the algorithm lacks
-
-
-def peft_named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """lora_A and lora_B for lora_down and lora_up, the scale in lora_B: diffusers' readers of these files know no alpha."""
-    scale = tensors["alpha"].item() / tensors["lora_down.weight"].shape[0]
-    rest = {name: tensor for name, tensor in tensors.items() if name not in ("lora_down.weight", "lora_up.weight", "alpha")}
-    return {"lora_A.weight": tensors["lora_down.weight"], "lora_B.weight": tensors["lora_up.weight"] * scale, **rest}
 
 
 def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from .errors import LoomError
+from .names import check_name
 
 ALGORITHMS = ("lora", "dora", "rslora", "loha", "lokr", "oft")
 TARGETS = ("attention", "attention+ff", "all linear", "all linear+conv")
@@ -311,28 +312,3 @@ def coerce(name: str, value: Any, like: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of text"}.get(type(like), "text")
         raise LoomError(f"{name} is {value!r}: it must be {kind}, for example {like!r}") from None
-
-
-_WINDOWS = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
-
-
-def check_name(name: str) -> str:
-    """The LoRA's name if it is a plain file name on every system; raises LoomError otherwise.
-
-    One level of sub-folders would leave ComfyUI's loras folder to chance, so separators are refused too.
-    """
-    rule = 'TrainLoRA.name takes a plain file name without any of \\ / : * ? " < > | or control characters'
-    if not isinstance(name, str) or not name.strip():
-        raise LoomError(f"name {name!r} is empty: {rule}, for example my_lora")
-    bad = sorted({c for c in name if c in '\\/:*?"<>|' or ord(c) < 32 or ord(c) == 127})
-    if bad:
-        raise LoomError(f"name {name!r} has {' '.join(repr(c) for c in bad)}: {rule}; leave them out")
-    if not name.isprintable():
-        raise LoomError(f"name {name!r} holds characters that cannot be shown: {rule}; type it again")
-    if name.strip(" .") != name:
-        raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it")
-    if name.split(".")[0].lower() in _WINDOWS:
-        raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}")
-    if len(name.encode("utf-8")) > 120:
-        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: TrainLoRA.name takes up to 120")
-    return name

@@ -16,7 +16,7 @@ from . import loop, optim
 from .adapters import Adapter, adapted, select, size
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
-from .config import LoomConfig, LossConfig, check_name, parse_target
+from .config import LoomConfig, LossConfig, parse_target
 from .data.batches import Encoded, batches, encode, epoch_length
 from .data.buckets import bucket_for
 from .data.folder import Dataset
@@ -24,7 +24,8 @@ from .devices import threads
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
-from .objective import Objective
+from .names import check_name
+from .objective import Objective, noise_levels
 from .runs import checkpoint, export, lora_names, store
 from .runs.saver import Saver
 from .state import State, Written
@@ -118,9 +119,7 @@ def _divided(dataset: Dataset, config: LoomConfig) -> tuple[Dataset, Dataset | N
 def _loss_in_words(config: LossConfig, family: Family) -> str:
     weights = {"min_snr": f"min-SNR gamma {config.min_snr_gamma:g}", "p2": f"p2 gamma {config.p2_gamma:g}"}.get(config.weighting, f"weights {config.weighting}")
     if family.flow:
-        sampling = family.timestep_sampling if config.timestep_sampling == "auto" else config.timestep_sampling
-        shift = family.timestep_shift if config.timestep_shift == "auto" else config.timestep_shift
-        weights = f"{sampling} timesteps, shift {shift}"
+        weights = "{} timesteps, shift {}".format(*noise_levels(config, family))
     return f"{config.loss_type} loss, {weights}"
 
 

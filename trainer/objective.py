@@ -11,6 +11,7 @@ import torch
 
 from . import loss as losses
 from .adapters import Adapter, disabled
+from .backbones.families import Family
 from .backbones.protocol import Batch, Conditioning, TrainableModel
 from .config import LossConfig
 
@@ -45,12 +46,13 @@ class Objective:
 
     def draw(self, batch: Batch, generator: torch.Generator, u: torch.Tensor | None = None) -> Question:
         """Noise and times for the batch, from `generator` alone. `u` (B,) in 0..1 sets the times instead of drawing them."""
-        config, family = self.config, self.model.family
+        config = self.config
         latents = batch.latents.to(self.model.device)
         if u is None:
-            kind = family.timestep_sampling if config.timestep_sampling == "auto" else config.timestep_sampling
-            u = losses.density(len(latents), config, kind, generator)
-            u = losses.shifted(u, self._shift(latents))
+            sampling, shift = noise_levels(config, self.model.family)
+            if shift == "resolution":
+                shift = losses.resolution_shift(latents.shape[-2] * latents.shape[-1] // self.model.family.patch ** 2)
+            u = losses.shifted(losses.density(len(latents), config, sampling, generator), shift)
         times = self.process.times(u)
         noise = losses.draw_noise(latents, config, generator)
         inside = noise
@@ -70,11 +72,6 @@ class Objective:
             loss = loss + config.preservation * self._change(question)
         return loss
 
-    def plain(self, question: Question) -> torch.Tensor:
-        """The mean squared error alone, (B,): what validation compares."""
-        predicted = self._ask(question, question.batch.conditioning, question.batch.captions)
-        return (predicted - question.target).square().flatten(1).mean(1)
-
     def _ask(self, question: Question, encoded: list[Conditioning] | None, captions: list[str]) -> torch.Tensor:
         conditioning = encoded if encoded is not None else self.model.encode_captions(captions)
         return self.model.predict(question.noisy, question.times, question.batch, conditioning)
@@ -92,14 +89,12 @@ class Objective:
         weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
         return weights.view(len(weights), *[1] * (ndim - 3), *weights.shape[-2:])  # single frames have a time axis
 
-    def _shift(self, latents: torch.Tensor) -> float:
-        config, family = self.config, self.model.family
-        kind = family.timestep_shift if config.timestep_shift == "auto" else config.timestep_shift
-        if kind == "resolution":
-            return losses.resolution_shift(latents.shape[-2] * latents.shape[-1] // family.patch ** 2)
-        if kind == "constant":
-            return family.shift if config.timestep_shift == "auto" else config.shift
-        return 1.0
+
+def noise_levels(config: LossConfig, family: Family) -> tuple[str, float | str]:
+    """(how noise levels are drawn, their shift: a number, or "resolution"), the family's own where the configuration says auto."""
+    sampling = family.timestep_sampling if config.timestep_sampling == "auto" else config.timestep_sampling
+    kind, shift = (family.timestep_shift, family.shift) if config.timestep_shift == "auto" else (config.timestep_shift, config.shift)
+    return sampling, {"none": 1.0, "constant": shift}.get(kind, kind)
 
 
 def process_of(model: TrainableModel) -> losses.Diffusion | losses.Flow:

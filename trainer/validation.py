@@ -1,7 +1,6 @@
 """Validation loss: the same pictures, noise and times each time, so that learning by heart shows as a rising curve."""
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,6 +51,6 @@ class Validation:
         for rows in groups.values():
             for start in range(0, len(rows), self.batch_size):
                 part = rows[start:start + self.batch_size]
-                batch = dataclasses.replace(self.encoded.batch(part, [self.encoded.captions[i] for i in part]), preserved=[], preserved_conditioning=None)
+                batch = self.encoded.batch(part, [self.encoded.captions[i] for i in part])
                 for number in range(TIMES):
                     yield batch, torch.tensor([(number + (i + 0.5) / len(self.encoded)) / TIMES for i in part])

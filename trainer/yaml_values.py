@@ -16,7 +16,7 @@ from . import presets
 from .backbones.families import CONTEXT_WIDTHS, FAMILIES, LDM_CONTEXT, Family
 from .config import TARGETS, coerce, parse_target
 from .data.captions import SOURCES
-from .data.folder import MASKS
+from .data.masks import MASKS
 from .devices import check_device
 from .errors import LoomError
 

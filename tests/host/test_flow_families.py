@@ -14,6 +14,7 @@ from lora_loom.trainer.config import TARGETS, AdapterConfig, LoomConfig
 from lora_loom.trainer.data.folder import read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.job import train
+from lora_loom.trainer.runs import lora_names
 from lora_loom.trainer.toy import stars
 from safetensors.torch import load_file
 
@@ -197,12 +198,12 @@ def test_trains_saves_loads_and_changes_the_picture(family, tmp_path: Path, capl
     # the file says what was trained: the live adapters' answer is that of the patched weights
     sigmas = torch.tensor([0.3, 0.8])
     noisy = torch.randn(2, *shallow.latents, 64 // shallow.scale, 64 // shallow.scale, generator=torch.Generator().manual_seed(4))
-    with_file, live = answer(opened, noisy, sigmas, loaded), answer(opened, noisy, sigmas, model, adapters=result.lora)
+    with_file, live = answer(opened, noisy, sigmas, loaded), answer(opened, noisy, sigmas, model, adapters=result.path)
     plain = answer(opened, noisy, sigmas, model)
     assert (with_file - live).abs().max() < 0.02 * (with_file - plain).abs().max()
 
 
-def answer(opened, noisy: torch.Tensor, sigmas: torch.Tensor, patcher, adapters: dict | None = None) -> torch.Tensor:
+def answer(opened, noisy: torch.Tensor, sigmas: torch.Tensor, patcher, adapters: Path | None = None) -> torch.Tensor:
     """The velocity of `patcher`'s model for two captions, with live adapters that hold `adapters` where given."""
     from lora_loom.trainer.adapters import adapted
     from lora_loom.trainer.backbones.protocol import Batch
@@ -215,10 +216,10 @@ def answer(opened, noisy: torch.Tensor, sigmas: torch.Tensor, patcher, adapters:
             if adapters is None:
                 return opened.predict(noisy, sigmas, Batch(noisy, ["", ""]), conditioning)
             with adapted(opened, CONFIG.adapter, 0) as found:
+                saved = lora_names.read(adapters, opened.layer_names("lora_unet"), ())
+                assert saved.keys() == {adapter.key for adapter in found}
                 for adapter in found:
-                    mine = {k[len(adapter.prefix) + 1:]: v for k, v in adapters.items() if k.startswith(adapter.prefix + ".")}
-                    mine = {k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for k, v in mine.items()}
-                    adapter.load(mine)
+                    adapter.load(saved[adapter.key])
                 return opened.predict(noisy, sigmas, Batch(noisy, ["", ""]), conditioning)
     finally:
         opened.patcher = before

@@ -92,6 +92,11 @@ def sdpa(_func, *args, **kwargs):
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
 
+def literal(caption: str) -> str:
+    """A caption has no (emphasis:1.2); ComfyUI escapes parentheses alone."""
+    return caption.replace("(", "\\(").replace(")", "\\)")
+
+
 class ComfyModel:
     """MODEL, CLIP and VAE as any loader node hands them. `release` undoes what a run has changed."""
 
@@ -165,8 +170,7 @@ class ComfyModel:
     def _encode(self, captions: list[str]) -> list[Conditioning]:
         found = []
         for caption in captions:
-            literal = caption.replace("(", "\\(").replace(")", "\\)")  # a caption has no (emphasis:1.2); ComfyUI escapes parentheses alone
-            context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(literal), return_pooled=True)
+            context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(literal(caption)), return_pooled=True)
             found.append(Conditioning(context.float(), pooled.float() if self.family.time_ids and pooled is not None else None))
         width = self.patcher.model.model_config.unet_config.get("context_dim")
         if found and width is not None and found[0].context.shape[-1] != width:

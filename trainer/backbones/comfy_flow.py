@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 
 from ..errors import LoomError
-from .comfy import ComfyModel, sdpa
+from .comfy import ComfyModel, literal, sdpa
 from .families import FAMILIES, Family
 from .protocol import Batch, Conditioning
 
@@ -37,8 +37,7 @@ class ComfyFlow(ComfyModel):
     def _encode(self, captions: list[str]) -> list[Conditioning]:
         found = []
         for caption in captions:
-            literal = caption.replace("(", "\\(").replace(")", "\\)")
-            encoded = dict(self.clip.encode_from_tokens(self.clip.tokenize(literal), return_pooled=True, return_dict=True))
+            encoded = dict(self.clip.encode_from_tokens(self.clip.tokenize(literal(caption)), return_pooled=True, return_dict=True))
             context, pooled = encoded.pop("cond").float(), encoded.pop("pooled_output")
             extra = {name: value.cpu() for name, value in encoded.items() if isinstance(value, torch.Tensor)}
             found.append(Conditioning(context.cpu(), None if pooled is None else pooled.float().cpu(), extra))
@@ -66,7 +65,6 @@ class ComfyFlow(ComfyModel):
         base = self.patcher.model
         given = {name: self._cast(value) for name, value in comfy.samplers.cond_cat(told).items()}
         context = given.pop("c_crossattn", None)
-        given.pop("c_concat", None)
         sampling = self.patcher.get_model_object("model_sampling")
         times = sampling.timestep(sigmas).float()
         if hasattr(base, "process_timestep"):  # newer than 0.3.64

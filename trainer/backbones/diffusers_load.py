@@ -150,7 +150,7 @@ def _single_file(path: Path, dtype: torch.dtype) -> Parts:
             classes = [("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)][: 2 if family == "sdxl" else 1]
             texts = [create_diffusers_clip_model_from_ldm(cls, weights, subfolder=part, torch_dtype=dtype, **local) for part, cls in classes]
         except Exception as error:
-            raise LoomError(f"base_model {path.name!r} could not be read as {family}: {error}") from error
+            raise LoomError(f"base_model {path.name!r} could not be read as {family} ({type(error).__name__}: {error})") from error
     tokenizers = [clip_tokenizer("!" if c.get("pad_token_id") == 0 else "<|endoftext|>") for name, c in configs.items() if name.startswith("text_encoder")]
     extra = {"prediction_type": "v_prediction"} if v_prediction else {}
     if "ztsnr" in keys:

@@ -11,7 +11,8 @@ import torch
 from ..backbones.protocol import Batch, Conditioning, TrainableModel
 from ..errors import LoomError
 from .buckets import bucket_for, fit, to_tensor
-from .folder import Dataset, Picture, open_mask, open_picture, word_pattern
+from .folder import Dataset, Picture, open_picture, word_pattern
+from .pictures import open_mask
 
 
 @dataclass

@@ -16,10 +16,10 @@ from pathlib import Path
 from ..errors import LoomError
 from . import captions as caption_files
 from .captions import METADATA, SIDECARS, SOURCES, listed
-from .pictures import SUFFIXES, decode, open_mask, open_picture, reason
+from .masks import MASKS, find_mask, mask_files, without_masks
+from .pictures import SUFFIXES, decode, open_picture, reason
 
-MASKS = ("none", "alpha", "files")
-__all__ = ["MASKS", "Dataset", "Picture", "fingerprint", "open_mask", "open_picture", "read_dataset"]
+__all__ = ["Dataset", "Picture", "fingerprint", "open_picture", "read_dataset"]
 
 @dataclass(frozen=True)
 class Picture:
@@ -131,7 +131,7 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
 
     files, left_out = _walk(folder)
     names = [name for name in files if name.lower().endswith(SUFFIXES)]
-    mask_of = _mask_files(names)
+    mask_of = mask_files(names)
     names = [name for name in names if name not in mask_of.values()]
     if not names:
         linked = f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
@@ -154,7 +154,7 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
             continue
         digest = hashlib.sha256(data).hexdigest()
         try:
-            mask = _mask(masks, files, name, mask_of.get(name), digest)
+            mask = find_mask(masks, files, name, mask_of.get(name), digest)
         except Exception as error:
             broken.append((mask_of.get(name, name), f"as a mask: {reason(name, error)}"))
             mask = None, ""
@@ -172,8 +172,9 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
     source = "none" if not used else used.pop() if len(used) == 1 else "mixed"
     trigger_word = trigger_word.strip()
     left_out += sorted([(name, why) for name, why, _ in small] + broken, key=lambda row: _natural(row[0]))
+    warnings += _captionless(pictures, trigger_word) + without_masks([p.name for p in pictures if p.mask is None], len(pictures), masks, len(mask_of))
     return Dataset(folder, tuple(pictures), resolution, min_size, trigger_word, repeats, bool(flip), bool(buckets), source,
-                   tuple(left_out), warnings + _captionless(pictures, trigger_word) + _maskless(pictures, masks, mask_of), masks)
+                   tuple(left_out), warnings, masks)
 
 
 def fingerprint(folder: str | Path, leave_out: Collection[str] = ()) -> str:
@@ -269,38 +270,6 @@ def _captions(folder: Path, files: dict[str, Path], names: list[str], caption_so
         found, notes = caption_files.from_folder_names(Path(os.path.realpath(folder)), empty, caption_source == "auto")
         texts, source_of, warnings = texts | found, source_of | dict.fromkeys(found, "folder name"), warnings + notes
     return texts, source_of, warnings
-
-
-def _mask_files(names: list[str]) -> dict[str, str]:
-    """{picture: its mask} of those that have one: cat-masklabel.png (OneTrainer) or cat.mask.png beside cat.jpg, or masks/cat.png."""
-    stems = {name.rsplit(".", 1)[0].casefold(): name for name in names}
-    found = {}
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        stem = file.rsplit(".", 1)[0].casefold()
-        for inside in (f"{folder}/{stem}" if folder else stem, f"{folder}/masks/{stem}" if folder else f"masks/{stem}"):
-            here = "/masks/" in f"/{inside}"
-            for spelled in [inside.casefold()] if here else [f"{inside.casefold()}-masklabel", f"{inside.casefold()}.mask"]:
-                if spelled in stems and stems[spelled] != name and "masks" not in folder.casefold().split("/"):
-                    found.setdefault(name, stems[spelled])
-    return found
-
-
-def _mask(masks: str, files: dict[str, Path], name: str, file: str | None, digest: str) -> tuple[Path | None, str]:
-    """(path, sha256) of the picture's mask; (None, "") where it has none. Raises what Pillow raises."""
-    if masks == "alpha" and open_mask(files[name], True) is not None:
-        return files[name], digest
-    if masks == "files" and file is not None:
-        open_mask(files[file], False)
-        return files[file], hashlib.sha256(files[file].read_bytes()).hexdigest()
-    return None, ""
-
-
-def _maskless(pictures: list[Picture], masks: str, mask_of: dict[str, str]) -> tuple[str, ...]:
-    without = [p.name for p in pictures if p.mask is None]
-    if masks == "none":
-        return (f"{len(mask_of)} masks are there and not used: set LoadDataset.masks to files",) if mask_of else ()
-    return (f"{len(without)} of {len(pictures)} pictures have no mask and count whole: {listed(without)}",) if without else ()
 
 
 def _captionless(pictures: tuple[Picture, ...] | list[Picture], trigger_word: str) -> tuple[str, ...]:

@@ -26,9 +26,19 @@ def state_dict(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.T
     dtype = DTYPES[config.output.save_dtype]
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
-        found.update({f"{adapter.prefix}.{name}": tensor for name, tensor in adapter.tensors().items()})
+        tensors = adapter.tensors()
+        if adapter.plain and "lora_up.weight" in tensors:
+            tensors = _peft_named(tensors)
+        found.update({f"{adapter.plain or adapter.key}.{name}": tensor for name, tensor in tensors.items()})
     # alpha and magnitudes in fp32: the one is no round number for rsLoRA, the other are near 1 and few
     return {k: v.detach().to("cpu", torch.float32 if k.endswith((".alpha", ".dora_scale")) else dtype).contiguous().clone() for k, v in found.items()}
+
+
+def _peft_named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """lora_A and lora_B for lora_down and lora_up, the scale in lora_B: diffusers' readers of these files know no alpha."""
+    scale = tensors["alpha"].item() / tensors["lora_down.weight"].shape[0]
+    rest = {name: tensor for name, tensor in tensors.items() if name not in ("lora_down.weight", "lora_up.weight", "alpha")}
+    return {"lora_A.weight": tensors["lora_down.weight"], "lora_B.weight": tensors["lora_up.weight"] * scale, **rest}
 
 
 def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps: int) -> dict[str, str]:
