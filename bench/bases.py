@@ -49,40 +49,54 @@ def start_comfyui(folder: Path) -> str:
     sys.exit(f"ComfyUI {comfyui_version.__version__} is too old: its TrainLoraNode has no bypass_mode; set COMFYUI_PATH to a newer one")
 
 
-def write_random_sd15(path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """A checkpoint of SD1.5's shapes and key names (4.3 GB in fp32). Random, scaled so that nothing overflows or becomes denormal."""
-    import comfy.clip_model
+_UNETS = {  # ComfyUI's class, and what its detection finds in a file of the family
+    "sd15": ("SD15", {"num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
+                      "transformer_depth_output": [1] * 9 + [0] * 3}),
+    "sd2": ("SD20", {"num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
+                     "transformer_depth_output": [1] * 9 + [0] * 3}),
+    "sdxl": ("SDXL", {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth_middle": 10, "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3,
+                      "num_heads": -1, "num_head_channels": 64, "num_classes": "sequential"}),
+}
+_AUTOENCODER = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
+                "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+
+
+def write_random(path: Path, family: str, dtype: torch.dtype = torch.float32, v_prediction: bool = False) -> None:
+    """A checkpoint of sd15's, sd2's or sdxl's shapes and key names (SD1.5: 4.3 GB in fp32). Random, scaled so that nothing overflows or becomes denormal."""
     import comfy.ldm.models.autoencoder
     import comfy.ldm.modules.diffusionmodules.openaimodel as unet
     import comfy.ops
-    import comfy.sd1_clip
     import comfy.supported_models
     from safetensors.torch import save_file
 
-    family, no_init = comfy.supported_models.SD15, comfy.ops.disable_weight_init
-    config = {**family.unet_config, **family.unet_extra_config, "image_size": 32, "in_channels": 4, "out_channels": 4, "num_res_blocks": [2] * 4,
-              "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
-              "transformer_depth_output": [1] * 9 + [0] * 3, "use_spatial_transformer": True, "legacy": False}
-    autoencoder = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
-                   "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    name, shapes = _UNETS[family]
+    kind, no_init = getattr(comfy.supported_models, name), comfy.ops.disable_weight_init
+    config = {**kind.unet_config, **kind.unet_extra_config, "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False, **shapes}
+    config.pop("attn_precision", None)
+    family_config = kind({**config})
     with torch.device("meta"):
-        parts = {
-            "model.diffusion_model.": unet.UNetModel(**config, dtype=torch.float32, device="meta", operations=no_init),
-            "cond_stage_model.": comfy.sd1_clip.SDClipModel(device="meta", dtype=torch.float32),
-            "first_stage_model.": comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=autoencoder, embed_dim=4),
-        }
-    generator, tensors = torch.Generator().manual_seed(0), {}
-    for prefix, part in parts.items():
-        for key, like in part.state_dict().items():
-            if "logit_scale" in key or "text_projection" in key:  # not in SD1.5's own file
-                continue
-            value = torch.randn(like.shape, generator=generator)
-            if like.ndim >= 2:
-                value /= math.sqrt(like[0].numel())
-            else:
-                value = value * 0.02 + float(key.endswith("weight"))  # norms around 1, biases around 0
-            tensors[prefix + key] = value.to(dtype)
-    save_file(tensors, path)
+        clip = family_config.clip_target().clip(device="meta", dtype=torch.float32)
+        parts = {"model.diffusion_model.": unet.UNetModel(**config, dtype=torch.float32, device="meta", operations=no_init),
+                 "first_stage_model.": comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=_AUTOENCODER, embed_dim=4)}
+    shaped = {prefix + key: like for prefix, part in parts.items() for key, like in part.state_dict().items()}
+    pool, start = torch.randn(2**24, generator=torch.Generator().manual_seed(0)), 0  # one pool for all: drawing billions takes minutes
+
+    def random_like(key: str, like: torch.Tensor) -> torch.Tensor:
+        nonlocal start
+        count = like.numel()
+        start = (start + 999_983) % len(pool)
+        value = pool.repeat((start + count) // len(pool) + 1)[start: start + count].reshape(like.shape)
+        if like.ndim >= 2:
+            return (value / math.sqrt(like[0].numel())).to(dtype)
+        return (value * 0.02 + float(key.endswith("weight"))).to(dtype)  # norms around 1, biases around 0
+
+    texts = {key: random_like(key, like) for key, like in clip.state_dict().items() if "logit_scale" not in key}
+    tensors = {key: random_like(key, like) for key, like in shaped.items()} | family_config.process_clip_state_dict_for_saving(texts)
+    if v_prediction and family == "sd2":  # how v-prediction models of SD2.x are known
+        tensors["model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"] *= 10
+    elif v_prediction:
+        tensors["v_pred"] = torch.zeros(0)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
 
 
 def load_sd15(folder: Path) -> Base:
@@ -90,7 +104,7 @@ def load_sd15(folder: Path) -> Base:
     import comfy.sd
 
     path = folder / "random_sd15.safetensors"
-    write_random_sd15(path)
+    write_random(path, "sd15")
     return Base("SD1.5 (random weights)", *comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3])
 
 

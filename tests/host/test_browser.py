@@ -122,6 +122,34 @@ def test_a_preset_fills_the_widgets(page):
     assert widget(page, 4, "gradient_checkpointing") is False and widget(page, 4, "caption_dropout") == 0.1
 
 
+FOLD = """() => {
+    const node = window.app.graph.getNodeById(4), button = node.widgets.find((w) => w.name === "lora_loom_fold");
+    return {label: button?.label, height: node.size[1], seen: node.widgets.filter((w) => node.isWidgetVisible(w)).length};
+}"""
+
+
+def test_rare_settings_fold_away_on_the_classic_canvas(comfy, page):
+    open_workflow(page, "toy_base_train_and_generate")
+    folded = page.evaluate(FOLD)
+    if comfy.which == "oldest":  # its page makes room even for what is hidden: everything stays in sight
+        assert "label" not in folded and folded["seen"] > 40
+        return
+    assert folded["label"].startswith("▸ 33 more settings") and folded["seen"] < 20 and folded["height"] < 600
+    press = "() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'lora_loom_fold').callback()"
+    page.evaluate(press)
+    opened = page.evaluate(FOLD)
+    assert opened["label"] == "▾ Fewer settings" and opened["seen"] > 40 and opened["height"] > 900
+    set_widget(page, 4, "huber_c", 0.5)
+    page.evaluate(press)
+    assert page.evaluate(FOLD)["label"] == "▸ 33 more settings · 1 changed"
+    # saved and opened again, every value is in its place, the folded ones too
+    page.evaluate("async () => window.app.loadGraphData(window.app.graph.serialize())")
+    assert page.evaluate(FOLD)["label"] == "▸ 33 more settings · 1 changed"
+    assert widget(page, 4, "huber_c") == 0.5 and widget(page, 4, "save_dtype") == "fp16"
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")["4"]["inputs"]
+    assert prompt["huber_c"] == 0.5 and "lora_loom_fold" not in prompt and len(prompt) == 49
+
+
 def test_run_shows_the_previews(comfy, page):
     open_workflow(page, "toy_base_train_and_generate")
     set_widget(page, 5, "steps", 20)

@@ -1,6 +1,7 @@
 // Choosing a preset in LoRAConfig writes its values into the widgets: what is shown is what runs.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { refold } from "./fold.mjs";
 
 let presets = null;
 
@@ -22,6 +23,7 @@ app.registerExtension({
             for (const widget of node.widgets) {
                 if (widget.name in values) widget.value = values[widget.name];
             }
+            refold(node);
             node.setDirtyCanvas?.(true, true);
         };
     },

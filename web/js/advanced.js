@@ -1,0 +1,13 @@
+// The classic canvas shows every widget; ours that are marked advanced are folded there too, as the new nodes do by themselves.
+import { app } from "../../scripts/app.js";
+import { fold } from "./fold.mjs";
+
+const setting = (name) => app.extensionManager?.setting?.get(name) ?? app.ui?.settings?.getSettingValue?.(name);
+
+app.registerExtension({
+    name: "lora_loom.advanced",
+    nodeCreated(node) {
+        if (node.constructor.nodeData?.category !== "LoRA Loom" || setting("Comfy.Node.AlwaysShowAdvancedWidgets")) return;
+        fold(node, setting("Comfy.Locale"));
+    },
+});
