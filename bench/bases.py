@@ -54,8 +54,8 @@ _UNETS = {  # ComfyUI's class, and what its detection finds in a file of the fam
                       "transformer_depth_output": [1] * 9 + [0] * 3}),
     "sd2": ("SD20", {"num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
                      "transformer_depth_output": [1] * 9 + [0] * 3}),
-    "sdxl": ("SDXL", {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth_middle": 10, "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3,
-                      "num_heads": -1, "num_head_channels": 64, "num_classes": "sequential"}),
+    "sdxl": ("SDXL", {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth_middle": 10,
+                      "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3, "num_heads": -1, "num_head_channels": 64, "num_classes": "sequential"}),
 }
 _AUTOENCODER = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
                 "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
@@ -71,7 +71,8 @@ def write_random(path: Path, family: str, dtype: torch.dtype = torch.float32, v_
 
     name, shapes = _UNETS[family]
     kind, no_init = getattr(comfy.supported_models, name), comfy.ops.disable_weight_init
-    config = {**kind.unet_config, **kind.unet_extra_config, "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False, **shapes}
+    config = {**kind.unet_config, **kind.unet_extra_config, "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True,
+              "legacy": False, **shapes}
     config.pop("attn_precision", None)
     family_config = kind({**config})
     with torch.device("meta"):

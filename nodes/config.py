@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from ..trainer import presets
+from ..trainer.backbones.families import FAMILIES
 from ..trainer.config import (
     ALGORITHMS,
     HUBER_SCHEDULES,
@@ -32,10 +33,28 @@ _WIDGETS = {
 FIELDS = {name: (part, name) for part, names in _WIDGETS.items() for name in names}
 
 
-def preset_widgets(name: str) -> dict:
-    """A preset as widget values, for the page: choosing a preset writes them into the node, so that what is shown is what runs."""
-    whole = presets.merge(presets.load(name), {}).to_dict()
-    return {widget_name: whole[part][field] for widget_name, (part, field) in FIELDS.items()}
+_TEXTS = {"target_modules": ("adapter", "\n"), "preservation_words": ("loss", ",")}  # lists, as one text with that between
+ANY = "any"  # what the combo of families says for none
+
+
+def widgets(config: LoomConfig) -> dict:
+    """A configuration as this node's widget values: the page writes them into the node, so that what is shown is what runs."""
+    whole = config.to_dict()
+    texts = {name: ("\n" if mark == "\n" else ", ").join(whole[part][name]) for name, (part, mark) in _TEXTS.items()}
+    return {name: whole[part][field] for name, (part, field) in FIELDS.items()} | texts
+
+
+def tree(values: dict) -> presets.Values:
+    """Widget values as a part of LoomConfig's tree; None and names that are no setting are left out."""
+    found: presets.Values = {}
+    for name, value in values.items():
+        if name in FIELDS and value is not None:
+            part, field = FIELDS[name]
+            found.setdefault(part, {})[field] = value
+        elif name in _TEXTS and str(value or "").strip():
+            part, mark = _TEXTS[name]
+            found.setdefault(part, {})[name] = [word.strip() for word in str(value).split(mark) if word.strip()]
+    return found
 
 
 class LoRAConfig(io.ComfyNode):
@@ -53,6 +72,8 @@ class LoRAConfig(io.ComfyNode):
             inputs=[
                 widget(io.Combo, "preset", options=presets.names(), default=presets.FIRST,
                        tooltip="Fills the widgets below. Over the API, inputs that are left out come from the preset."),
+                widget(io.Combo, "family", options=[ANY, *FAMILIES], default=ANY, optional=True,
+                       tooltip="The model's family: a preset fills in what that family wants."),
                 option(io.Int, "rank",
                        "Size of the LoRA: 4-8 for one object, 16-32 for a character or a style. Higher learns more, and more easily"
                        " by heart.", min=1, max=512),
@@ -159,23 +180,12 @@ class LoRAConfig(io.ComfyNode):
 
     @classmethod
     @events.errors_shown
-    def execute(cls, preset, target_modules="", init_lora=NONE, preservation_words="", **values) -> io.NodeOutput:
-        given: dict[str, dict] = {}
-        for name, value in values.items():
-            if value is not None:
-                part, field = FIELDS[name]
-                given.setdefault(part, {})[field] = value
-        patterns = [line.strip() for line in (target_modules or "").splitlines() if line.strip()]
-        if patterns:
-            given.setdefault("adapter", {})["target_modules"] = patterns
-        words = [word.strip() for word in (preservation_words or "").split(",") if word.strip()]
-        if words:
-            given.setdefault("loss", {})["preservation_words"] = words
+    def execute(cls, preset, family=ANY, init_lora=NONE, **values) -> io.NodeOutput:
+        advice, given = presets.load(preset, family), tree(values)
         if init_lora not in (None, NONE):
             given.setdefault("adapter", {})["init_lora"] = init_lora
-        config = presets.merge(presets.load(preset), given)
+        config = presets.merge(advice, given)
         a = config.adapter
-        advice = presets.load(preset)
         steps, rate = advice.get("train", {}).get("steps"), advice.get("optim", {}).get("learning_rate")
         words = f"\nThe preset advises {steps or config.train.steps} steps at {rate or config.optim.learning_rate:g} in Train LoRA"
         advised = "" if preset == presets.FIRST else words

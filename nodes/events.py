@@ -6,10 +6,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+from PIL import Image
 
 from ..trainer.errors import LoomError
 from ..trainer.hooks import Hooks, Progress
@@ -53,6 +55,16 @@ def errors_shown(execute: Callable) -> Callable:
     return shown
 
 
+def strip(paths: list[Path], height: int = 256) -> Image.Image:
+    """The pictures side by side, for a node's preview."""
+    images = [Image.open(path).convert("RGB") for path in paths[:4]]
+    images = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
+    found = Image.new("RGB", (sum(image.width for image in images), height))
+    for number, image in enumerate(images):
+        found.paste(image, (sum(before.width for before in images[:number]), 0))
+    return found
+
+
 def send(event: str, data: dict[str, Any]) -> None:
     """A namespaced websocket event, `lora_loom.<event>`."""
     server = _server()
@@ -86,8 +98,11 @@ def hooks(node_id: Any) -> Hooks:
 
     def event(name: str, data: dict[str, Any]) -> None:
         _log.info("%s: %s", name, data)
+        if name == "sample" and "bar" in bar:
+            preview = strip(data["paths"])
+            bar["bar"].update_absolute(bar["bar"].current, preview=("JPEG", preview, max(preview.size)))
         if name == "saved":  # also on an interrupt or an error, where no report follows
             show(node_id, f"Saved after {data['steps']} steps: {os.path.basename(data['path'])}")
-        send(name.replace(" ", "_"), {"node": str(node_id), **{k: v for k, v in data.items() if k != "path"}})
+        send(name.replace(" ", "_"), {"node": str(node_id), **{k: v for k, v in data.items() if k not in ("path", "paths")}})
 
     return Hooks(progress=progress, poll=interrupted, event=event)

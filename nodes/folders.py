@@ -10,6 +10,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..trainer import presets
 from ..trainer.errors import LoomError
 
 EXAMPLE = "lora_loom_stars"  # the twenty pictures that the example workflow trains on
@@ -20,9 +21,10 @@ _log = logging.getLogger("lora_loom")
 
 
 def register() -> None:
-    """Folders that users may put in extra_model_paths.yaml: `datasets` and `open_clip`."""
+    """Folders that users may put in extra_model_paths.yaml: `datasets` and `open_clip`; and theirs for presets."""
     for kind in ("datasets", "open_clip"):
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+    presets.add_folder(Path(folder_paths.get_user_directory(), "lora_loom", "presets"))
 
 
 def bring_example() -> None:
@@ -74,6 +76,12 @@ def lora_names() -> list[str]:
 
 def runs() -> Path:
     return Path(folder_paths.get_output_directory(), "lora_loom")
+
+
+def shown(pictures: list[Path]) -> dict | None:
+    """What the page needs to show pictures of a run where they lie; None for none."""
+    root = Path(folder_paths.get_output_directory())
+    return {"images": [{"filename": p.name, "subfolder": p.parent.relative_to(root).as_posix(), "type": "output"} for p in pictures]} if pictures else None
 
 
 def run_names() -> list[str]:

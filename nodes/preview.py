@@ -64,5 +64,6 @@ def _sample(model, clip, vae, prompts: list[str], negative: str, width: int, hei
         events.interrupted()
         latent = {"samples": torch.zeros(1, 4, max(1, height // 8), max(1, width // 8))}
         found, = common_ksampler(model, positive=embed(prompt), negative=without, latent=latent, **settings)
-        images.append(vae.decode(found["samples"])[..., :3])
+        pixels = vae.decode(found["samples"])
+        images.append(pixels.reshape(-1, *pixels.shape[-3:])[:1, ..., :3])  # a video VAE gives frames
     return torch.cat(images)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..trainer import job
-from ..trainer.config import LoomConfig, TrainConfig
+from ..trainer.config import LoomConfig, SampleConfig, TrainConfig
 from ..trainer.names import check_name
 from . import events, folders
 from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schema, widget
@@ -10,10 +10,23 @@ from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schem
 _LOADERS = ("ckpt_name", "unet_name", "model_name", "base")
 
 
+_WIDGETS = {  # by part of LoomConfig
+    "train": ("steps", "epochs", "batch_size", "seed"), "optim": ("learning_rate",), "output": ("name",),
+    "samples": ("sample_steps", "sample_prompts", "sample_negative", "sample_seed", "sample_cfg"),
+}
+
+
+def widgets(config: LoomConfig, given: dict[str, dict]) -> dict:
+    """This node's widget values for what `given`, a part of LoomConfig's tree, says."""
+    whole = config.to_dict()
+    found = {name: whole[part][name] for part, names in _WIDGETS.items() for name in names if name in (given.get(part) or {})}
+    return found | ({"sample_prompts": "\n".join(found["sample_prompts"])} if "sample_prompts" in found else {})
+
+
 class TrainLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        train, optim = TrainConfig(), LoomConfig().optim
+        train, optim, samples = TrainConfig(), LoomConfig().optim, SampleConfig()
         return schema(
             "TrainLoRA", "Train LoRA", is_output_node=True, search_aliases=["lora trainer", "finetune", "dreambooth", "kohya", "training"],
             description="Trains a LoRA on the connected model without copying it. Interrupt at any time: what was learned is saved.",
@@ -32,6 +45,15 @@ class TrainLoRA(io.ComfyNode):
                        tooltip="File name of the LoRA in output/loras. One that exists is never overwritten: the new file gets a number."),
                 widget(io.Combo, "resume", options=[NONE, *folders.run_names()], default=NONE, optional=True, advanced=True,
                        tooltip="A run that was stopped or that crashed goes on where its last save left it, with the settings that it began with."),
+                widget(io.Int, "sample_steps", default=samples.sample_steps, min=0, max=1_000_000, optional=True,
+                       tooltip="Draw sample pictures every so many steps, to see how it learns; they cost time. 0: none."),
+                widget(io.String, "sample_prompts", default="", multiline=True, optional=True, placeholder="sample prompts, one a line",
+                       tooltip="One sample picture a line. Empty: the captions of the first two pictures."),
+                widget(io.String, "sample_negative", default="", optional=True, advanced=True, tooltip="What the samples should not show."),
+                widget(io.Int, "sample_seed", default=samples.sample_seed, min=0, max=2**63 - 1, control_after_generate=False, optional=True, advanced=True,
+                       tooltip="The samples' noise, the same each time, so that they compare."),
+                widget(io.Float, "sample_cfg", default=samples.sample_cfg, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
+                       tooltip="The samples' guidance scale; 0: as the model's family likes it."),
             ],
             outputs=[output(io.Model, "model"), output(io.Clip, "clip"), output(LoraModel, "lora"), output(LossMap, "loss"), output(io.String, "path")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -43,17 +65,20 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     @events.errors_shown
-    def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name, resume=NONE) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name, resume=NONE,
+                sample_steps=0, sample_prompts="", sample_negative="", sample_seed=0, sample_cfg=0.0) -> io.NodeOutput:
         from ..trainer.backbones.comfy import open_model
 
         config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
-                                optim={"learning_rate": learning_rate}, output={"name": name})
+                                optim={"learning_rate": learning_rate}, output={"name": name},
+                                samples={"sample_steps": sample_steps, "sample_prompts": tuple(p.strip() for p in sample_prompts.splitlines() if p.strip()),
+                                         "sample_negative": sample_negative, "sample_seed": sample_seed, "sample_cfg": sample_cfg})
         base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
         result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id),
                            init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
         events.show(cls.hidden.unique_id, result.report)
         trained, trained_clip = base.with_lora(result.lora)
-        return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path))
+        return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path), ui=folders.shown(result.samples))
 
 
 def _checkpoint(prompt: dict | None, node_id) -> str:

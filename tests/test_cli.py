@@ -10,7 +10,7 @@ import pytest
 from lora_loom.trainer import cli
 from lora_loom.trainer.captioners import clip_tags
 from lora_loom.trainer.toy import arch, shapes
-from lora_loom.trainer.yaml_config import load_job
+from lora_loom.trainer.yaml_config import KEYS, load_job
 from safetensors import safe_open
 
 needs_toy_base = pytest.mark.skipif(not arch.WEIGHTS.is_file(), reason="the toy base's weights are not there")
@@ -51,6 +51,20 @@ def test_help_loads_nothing_heavy(arguments):
             "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'open_clip', 'numpy'} & set(sys.modules)\nassert not heavy, heavy")
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0 and "usage: lora-loom" in done.stdout, done.stderr
+
+
+def test_the_keys_are_listed_with_their_defaults(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["train", "--keys"])
+    lines = capsys.readouterr().out.splitlines()
+    assert leaving.value.code == 0 and [line.split()[0] for line in lines] == [key.name for key in KEYS]
+    assert next(line for line in lines if line.startswith("lora_rank ")).endswith("(16)")
+
+
+def test_what_the_pictures_show_is_told_in_the_keys_of_the_yaml(folder, capsys):
+    assert cli.main(["train", str(config(folder, "min_size: 900\n"))]) == 2
+    message = capsys.readouterr().err
+    assert "min_size" in message and "LoadDataset" not in message and "LoRAConfig" not in message
 
 
 def test_a_mistake_is_one_line_and_code_2(folder, capsys):

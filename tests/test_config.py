@@ -18,6 +18,7 @@ CHANGED = LoomConfig().replace(
     train={"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "bf16",
            "gradient_checkpointing": True, "seed": 2**64 - 1, "validation_steps": 5, "validation_split": 0.25},
     output={"name": "织机 v1.0", "save_steps": 10, "keep_checkpoints": 2, "save_minutes": 2.5, "save_dtype": "fp32"},
+    samples={"sample_steps": 50, "sample_prompts": ("a cat", "一只狗"), "sample_negative": "blurry", "sample_seed": 4, "sample_cfg": 5.5},
 )
 
 
@@ -87,6 +88,9 @@ def test_configs_are_frozen():
     ("train", "seed", -1, "below 0"),
     ("output", "save_steps", -1, "below 0"),
     ("output", "save_dtype", "f16", "one of fp16, bf16, fp32"),
+    ("samples", "sample_steps", -1, "below 0"),
+    ("samples", "sample_cfg", 101.0, "above 100: TrainLoRA.sample_cfg takes 0 to 100"),
+    ("samples", "sample_seed", -1, "below 0"),
     ("output", "name", "", "is empty: TrainLoRA.name takes a plain file name"),
 ])
 def test_a_bad_value_is_named_with_its_rule(part, name, value, rule):

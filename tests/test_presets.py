@@ -4,12 +4,13 @@ import re
 import pytest
 import yaml
 from lora_loom.trainer import presets
+from lora_loom.trainer.backbones.families import FAMILIES
 from lora_loom.trainer.config import LoomConfig
 from lora_loom.trainer.errors import LoomError
 
 
 def test_names():
-    assert presets.names() == ["default", "character", "low vram", "object", "quick look", "style"]
+    assert presets.names() == ["default", "anime character", "illustration style", "ink landscape", "low vram", "one object", "person", "product photo", "quick look"]
 
 
 def test_the_default_preset_is_the_default_and_shows_every_value():
@@ -47,8 +48,8 @@ def test_given_values_win():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(LoomError, match="'charcter' is unknown.*did you mean 'character'"):
-        presets.load("charcter")
+    with pytest.raises(LoomError, match="'persn' is unknown.*did you mean 'person'"):
+        presets.load("persn")
     with pytest.raises(LoomError, match="unknown"):
         presets.load("../../secrets")
     with pytest.raises(LoomError, match="rank 0 is below 1"):
@@ -65,3 +66,73 @@ def test_a_faulty_preset_file_says_what_is_wrong(tmp_path, monkeypatch, tree, me
     monkeypatch.setattr(presets, "FOLDER", tmp_path)
     with pytest.raises(LoomError, match=message):
         presets.load("my own")
+
+
+# ---------------------------------------------------------------- families, and presets of one's own
+
+@pytest.mark.parametrize("name", presets.names())
+def test_each_preset_suits_each_family(name):
+    plain = presets.load(name)
+    for family in FAMILIES:
+        config = presets.merge(presets.load(name, family), {})
+        assert config.adapter.alpha == config.adapter.rank and config.optim.warmup_steps <= config.train.steps / 10
+    own = yaml.safe_load((presets.FOLDER / f"{name.replace(' ', '_')}.yaml").read_text(encoding="utf-8")).get("families") or {}
+    for family, values in own.items():
+        assert family in FAMILIES and presets.load(name, family) != plain
+        for part, fields in values.items():
+            assert all(presets.load(name, family)[part][field] == value for field, value in fields.items())
+            assert all(isinstance(value, str) == isinstance(LoomConfig().to_dict()[part][field], str) for field, value in fields.items())
+
+
+def test_a_family_that_a_preset_does_not_know_takes_its_plain_values():
+    assert presets.load("default", "sd15") == presets.load("default", "none such") == presets.load("default")
+    assert presets.load("default", "qwen_image")["optim"]["learning_rate"] == 5e-5
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "_own", [tmp_path / "own"])
+    return tmp_path / "own"
+
+
+def test_ones_own_preset_is_saved_listed_and_loaded(own):
+    path = presets.save("我的 角色", {"adapter": {"rank": 24, "target_modules": ["to_q$"]}, "loss": {"preservation_words": ["dog"]}})
+    assert path == own / "我的_角色.yaml" and presets.names()[-1] == "我的 角色"
+    assert presets.load("我的 角色") == {"adapter": {"rank": 24, "target_modules": ["to_q$"]}, "loss": {"preservation_words": ["dog"]}}
+    assert presets.merge(presets.load("我的 角色"), {}).adapter.target_modules == ("to_q$",)
+    assert presets.about("我的 角色") == ("我的 角色", "")
+    presets.save("我的 角色", {"adapter": {"rank": 8}})  # one's own may be saved over
+    assert presets.load("我的 角色") == {"adapter": {"rank": 8}}
+
+
+@pytest.mark.parametrize("name, values, message", [
+    ("Person", {}, "is one of LoRA Loom's own"), ("low vram", {}, "is one of LoRA Loom's own"), ("low_vram", {}, "is one of LoRA Loom's own"),
+    ("../evil", {}, "'/'"), ("", {}, "is empty"), ("con", {}, "reserved by Windows"), ("mine", {"adapter": {"rank": 0}}, "below 1"), ("mine", {"adaptor": {}}, "did you mean 'adapter'"),
+])
+def test_what_cannot_be_saved_says_why(own, name, values, message):
+    with pytest.raises(LoomError, match=message):
+        presets.save(name, values)
+    assert not own.exists() or not list(own.iterdir())
+
+
+def test_a_run_s_config_and_a_preset_are_read_alike():
+    config = LoomConfig().replace(adapter={"rank": 7, "alpha": 7.0}, train={"steps": 33}, output={"name": "again"})
+    assert presets.merge(presets.parse(config.to_yaml(), "the file"), {}) == config
+    assert presets.parse("values: {adapter: {rank: 5}}\nfamilies: {flux: {adapter: {rank: 6}}}", "x", "flux") == {"adapter": {"rank": 6}}
+
+
+@pytest.mark.parametrize("text, message", [
+    ("- 1\n- 2", "holds"), ("{", "not YAML"), ("a: 1", "no preset"), ("adapter: {rnak: 2}", "did you mean 'rank'"), ("adapter: {rank: many}", "whole number"),
+    ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases"), ("!!python/object/apply:os.system ['true']", "not YAML"),
+])
+def test_a_file_that_is_none_says_why(text, message):
+    with pytest.raises(LoomError, match=message):
+        presets.parse(text, "the file")
+
+
+def test_a_broken_file_of_ones_own_hides_no_other(own):
+    own.mkdir()
+    (own / "broken.yaml").write_bytes(b"\xff\xfe{")
+    assert "broken" in presets.names() and presets.load("person")
+    with pytest.raises(LoomError, match="'broken' cannot be read"):
+        presets.load("broken")

@@ -23,7 +23,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "lora-loom.stamp"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 EXTRAS = "standalone,test,dev,logs,optimizers"
-NEEDED = "torch, torchvision, diffusers, transformers, peft, accelerate, open_clip, safetensors, yaml, pytest, pytest_timeout, lora_loom"
+NEEDED = "torch, torchvision, diffusers, transformers, peft, accelerate, open_clip, safetensors, yaml, pytest, pytest_timeout, xdist, lora_loom"
 
 
 def run(*command: str | Path, check: bool = True, **more) -> int:
@@ -79,7 +79,9 @@ def test(arguments: list[str], fast: bool = False) -> None:
     selection = ["-m", "not slow and not host and not browser"] if fast else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        code = run(PYTHON, "-m", "pytest", *selection, f"--junitxml={report}", *arguments, check=False, env=inside())
+        # two processes of one thread each: the models here are too small for a second thread to be of use
+        both = [] if arguments or (os.cpu_count() or 1) < 2 else ["-n", "2", "--dist", "loadfile"]
+        code = run(PYTHON, "-m", "pytest", *both, *selection, f"--junitxml={report}", *arguments, check=False, env={"OMP_NUM_THREADS": "1", **inside()})
         ran, skipped = host_tests(report)
     if fast:
         print("fast tests only: host, browser and slow tests were NOT run; `make test` runs all")

@@ -48,6 +48,16 @@ def _version() -> str:
         return "from a folder, not installed"
 
 
+class _Keys(argparse.Action):
+    """As --version: print and leave."""
+
+    def __call__(self, parser, *_):
+        from .yaml_config import keys_table
+
+        print(keys_table())
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lora-loom", description="Train LoRAs from the command line; the same trainer as on ComfyUI's canvas.")
     parser.add_argument("--version", action="version", version=f"lora-loom {_version()}")
@@ -55,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a LoRA as a YAML file describes it")
     train.add_argument("config", type=Path, help="YAML with lora-scripts' keys: train_data_dir, base_model, lora_rank …")
+    train.add_argument("--keys", action=_Keys, nargs=0, help="list the YAML's keys with their defaults, and leave")
     train.add_argument("--dry-run", action="store_true", help="print the resolved plan; load no weights, train nothing")
     train.set_defaults(command=train_command)
 
@@ -83,11 +94,21 @@ def _parser() -> argparse.ArgumentParser:
 # ---------------------------------------------------------------- train
 
 def train_command(options: argparse.Namespace) -> int:
+    from .yaml_config import in_keys
+
+    try:
+        return train_from(options.config, options.dry_run)
+    except LoomError as error:
+        raise LoomError(in_keys(str(error))) from error
+
+
+def train_from(config: Path, dry_run: bool = False) -> int:
+    """Train as the YAML file describes it, or print what would run."""
     from .yaml_config import describe, load_job
 
-    job = load_job(options.config)
+    job = load_job(config)
     dataset = read_pictures(job)
-    if options.dry_run:
+    if dry_run:
         from .job import check, plan
 
         check(dataset, job.config)
@@ -165,6 +186,12 @@ class Terminal:
     def event(self, name: str, data: dict) -> None:
         if name == "saved":
             self.saved = data["path"]
+        elif name == "sample":
+            self.end_line()
+            print(f"samples of step {data['step']}: {', '.join(map(str, data['paths']))}")
+        elif name == "sample failed":
+            self.end_line()
+            print(f"warning: the samples of step {data['step']} could not be drawn ({data['reason']}); the run goes on without", file=sys.stderr)
         elif name == "checkpoint failed":
             self.end_line()
             print(f"warning: the checkpoint of step {data['step']} could not be written ({data['reason']}); the run goes on", file=sys.stderr)

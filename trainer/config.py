@@ -228,6 +228,28 @@ class OutputConfig:
 
 
 @dataclass(frozen=True)
+class SampleConfig:
+    """Pictures drawn on the way, for the eye alone: they change nothing of what is learned."""
+
+    sample_steps: int = 0  # every so many steps; 0 switches them off
+    sample_prompts: tuple[str, ...] = ()  # empty: the captions of the first two pictures
+    sample_negative: str = ""
+    sample_seed: int = 0
+    sample_cfg: float = 0.0  # 0: the family's own
+
+    def validate(self) -> None:
+        _limit("TrainLoRA", "sample_steps", self.sample_steps, 0, 1_000_000)
+        if not all(isinstance(p, str) and p.strip() for p in self.sample_prompts):
+            raise LoomError(f"sample_prompts is {self.sample_prompts!r}: it takes one prompt a line, or nothing")
+        if len(self.sample_prompts) > 16:
+            raise LoomError(f"sample_prompts has {len(self.sample_prompts)} lines: TrainLoRA.sample_prompts takes up to 16; leave some out")
+        if not isinstance(self.sample_negative, str):
+            raise LoomError(f"sample_negative is {self.sample_negative!r}: it must be text, or empty")
+        _limit("TrainLoRA", "sample_seed", self.sample_seed, 0, 2**63 - 1)
+        _limit("TrainLoRA", "sample_cfg", self.sample_cfg, 0, 100)
+
+
+@dataclass(frozen=True)
 class LoomConfig:
     """A whole run except its model and its pictures, which the caller hands in."""
 
@@ -236,6 +258,7 @@ class LoomConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
 
     def validate(self) -> LoomConfig:
         """Raise LoomError for the first impossible value; return self so that it can be chained."""
@@ -248,6 +271,7 @@ class LoomConfig:
         tree = dataclasses.asdict(self)
         tree["adapter"]["target_modules"] = list(self.adapter.target_modules)
         tree["loss"]["preservation_words"] = list(self.loss.preservation_words)
+        tree["samples"]["sample_prompts"] = list(self.samples.sample_prompts)
         return tree
 
     @classmethod

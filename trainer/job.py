@@ -28,6 +28,7 @@ from .names import check_name
 from .objective import Objective, noise_levels
 from .runs import checkpoint, export, lora_names, store
 from .runs.saver import Saver
+from .samples import Samples
 from .state import State, Written
 from .validation import Validation, divided
 
@@ -45,6 +46,7 @@ class Result:
     stopped: bool
     run_folder: Path
     report: str
+    samples: list[Path]  # the newest, one a prompt; empty where none were asked for
 
 
 def buckets(dataset: Dataset, family: Family) -> dict[tuple[int, int], int]:
@@ -149,7 +151,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
         with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(config.train.seed)
-            state, changes = _train(model, training, held, config, steps, saver, log, hooks, first, written)
+            state, notes, samples = _train(model, training, held, config, steps, saver, log, hooks, first, written)
     except OSError as error:
         raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
                         "free some space, or choose a folder that may be written to") from error
@@ -158,12 +160,12 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         if log is not None:
             log.close()
             store.drop_if_empty(run)
-    return Result(saver.path, saver.lora, state.history, state.step, state.step < steps, run, _report(state, config, saver, changes))
+    return Result(saver.path, saver.lora, state.history, state.step, state.step < steps, run, _report(state, config, saver, notes), samples)
 
 
 def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config: LoomConfig, steps: int, saver: Saver, log: store.Log, hooks: Hooks,
-           first: dict[str, dict[str, torch.Tensor]], written: Written | None) -> tuple[State, list[str]]:
-    """(the state that the run ended with, what was changed to make it fit into memory)."""
+           first: dict[str, dict[str, torch.Tensor]], written: Written | None) -> tuple[State, list[str], list[Path]]:
+    """(the state that the run ended with, what the report says beside it, the newest samples)."""
 
     def encoding(done: int, total: int) -> None:
         hooks.poll()
@@ -172,6 +174,9 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
     words = config.loss.preservation_words if config.loss.preservation else None
     encoded = encode(model, dataset, config.adapter.train_text_encoder, encoding, preserve=words)
     checked = encode(model, held, config.adapter.train_text_encoder, encoding) if held else encoded
+    pictures = None
+    if config.samples.sample_steps:
+        pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, config.adapter.train_text_encoder).shaped(encoded)
     model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
     source = partial(batches, encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
     fitting, changes, state = Fitting(config.train.gradient_checkpointing), [], None
@@ -184,8 +189,11 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
                 _begin(state, adapters, first, written, saver)
                 objective = Objective(model, adapters, config.loss)
                 validate = Validation(objective, checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
-                watched = Hooks(saver.watching(state, log), hooks.poll, hooks.should_stop, hooks.event)
+                watch = saver.watching(state, log)
+                watched = Hooks(pictures.watching(state, watch) if pictures else watch, hooks.poll, hooks.should_stop, hooks.event)
                 try:
+                    if pictures and not state.step:
+                        pictures.draw(state)
                     with torch.enable_grad():
                         loop.train(state, objective, lambda skip: source(skip=skip), config, watched, validate, fitting.split)
                 except torch.OutOfMemoryError:
@@ -199,7 +207,10 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
                     raise
                 else:
                     saver.finish(state)
-                    return state, changes
+                    notes = [f"Memory ran out, so these were changed: {', '.join(changes)}"] if changes else []
+                    if pictures is None:
+                        return state, notes, []
+                    return state, notes + ([f"No more samples after {pictures.failure}"] if pictures.failure else []), pictures.newest
         except LoomError as error:
             if saver.path is not None and state is not None:
                 raise LoomError(f"{error}. What was learned in {state.step} steps is saved as {saver.path.name}") from error
@@ -227,15 +238,14 @@ def _begin(state: State, adapters: list[Adapter], first: dict[str, dict[str, tor
     state.mark()
 
 
-def _report(state: State, config: LoomConfig, saver: Saver, changes: list[str]) -> str:
+def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) -> str:
     lines = [f"{'Stopped' if state.step < state.steps else 'Finished'} at step {state.step} of {state.steps}, smoothed loss {state.smoothed:.4f}",
              f"Saved as {saver.path.name}"]
     if saver.best is not None:
         lines.append(f"Best validation loss {saver.best:.4f}, kept in the run's folder")
     if state.dropped:
         lines.append(f"{state.dropped} steps were skipped, for their loss was no number or far too large")
-    if changes:
-        lines.append(f"Memory ran out, so these were changed: {', '.join(changes)}")
+    lines += notes
     if config.train.epochs and config.train.steps:
         lines.append(f"epochs {config.train.epochs} was not used: steps decides")
     return ". ".join(lines)

@@ -6,12 +6,12 @@ from .errors import LoomError
 _WINDOWS = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
 
-def check_name(name: str) -> str:
-    """The LoRA's name if it is a plain file name on every system; raises LoomError otherwise.
+def check_name(name: str, what: str = "TrainLoRA.name") -> str:
+    """The name, which `what` takes, if it is a plain file name on every system; raises LoomError otherwise.
 
     One level of sub-folders would leave ComfyUI's loras folder to chance, so separators are refused too.
     """
-    rule = 'TrainLoRA.name takes a plain file name without any of \\ / : * ? " < > | or control characters'
+    rule = what + ' takes a plain file name without any of \\ / : * ? " < > | or control characters'
     if not isinstance(name, str) or not name.strip():
         raise LoomError(f"name {name!r} is empty: {rule}, for example my_lora")
     bad = sorted({c for c in name if c in '\\/:*?"<>|' or ord(c) < 32 or ord(c) == 127})
@@ -24,5 +24,5 @@ def check_name(name: str) -> str:
     if name.split(".")[0].lower() in _WINDOWS:
         raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}")
     if len(name.encode("utf-8")) > 120:
-        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: TrainLoRA.name takes up to 120")
+        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: {what} takes up to 120")
     return name

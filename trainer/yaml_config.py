@@ -6,6 +6,7 @@ everything that can be known without them, so that a mistake costs a second.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import yaml
 
 from . import presets
 from .backbones.families import Family
-from .config import LoomConfig, coerce
+from .config import TARGETS, LoomConfig, coerce
 from .errors import LoomError
-from .yaml_values import CHECKS, SPELLINGS, find_base_model, path_of, targets_of
+from .yaml_values import CHECKS, SPELLINGS, find_base_model, path_of, preset_of, targets_of
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,20 @@ class Key:
     where: str
     help: str
     default: Any = None  # for dataset and run keys; the rest take LoomConfig's own default
-    kind: str = "value"  # value · folder · file · lora · path: all but the first are resolved against the YAML file's folder
+    kind: str = "value"  # value · preset · folder · file · lora · path: all but the first are resolved against the YAML file's folder
 
 
 KEYS = (
     Key("train_data_dir", "run.data", "folder with the pictures (required)", "", "folder"),
     Key("metadata_path", "run.metadata", "captions elsewhere: a metadata.csv or metadata.jsonl", "", "file"),
     Key("base_model", "run.base_model", "a diffusers folder, a .safetensors file, or toy_base (required)", ""),
-    Key("preset", "run.preset", "values to start from; keys given beside it win", ""),
+    Key("preset", "run.preset", "values to start from, as the base model's family wants them, or a file of them; keys given beside it win", "", "preset"),
     Key("lora_rank", "adapter.rank", "size of the adapters"),
     Key("lora_alpha", "adapter.alpha", "alpha / rank scales the adapters' output"),
     Key("lora_dropout", "adapter.dropout", "share of the adapters' inputs dropped"),
     Key("module_dropout", "adapter.module_dropout", "share of passes that leave a whole layer's adapter out"),
     Key("algorithm", "adapter.algorithm", "lora, dora, rslora, loha, lokr or oft"),
-    Key("lora_target_modules", "adapter.target_modules", "one of LoRAConfig's targets, or a list of layer names or regular expressions"),
+    Key("lora_target_modules", "adapter.target_modules", f"{', '.join(TARGETS)}; or a list of layer names or regular expressions (attention)"),
     Key("init_lora", "adapter.init_lora", "a LoRA of any common format to go on from", "", "lora"),
     Key("train_text_encoder", "adapter.train_text_encoder", "train the text encoders too"),
     Key("learning_rate", "optim.learning_rate", "for the UNet"),
@@ -91,6 +92,11 @@ KEYS = (
     Key("flip", "dataset.flip", "mirror pictures at random", False),
     Key("buckets", "dataset.buckets", "keep aspect ratios", True),
     Key("masks", "dataset.masks", "train on the subject alone: alpha (transparency), files (cat-masklabel.png, masks/cat.png) or none", "none"),
+    Key("sample_steps", "samples.sample_steps", "draw sample pictures every so many steps into the run's folder; 0 switches them off"),
+    Key("sample_prompts", "samples.sample_prompts", "a list of prompts for them; the captions of the first two pictures where not given"),
+    Key("sample_negative_prompt", "samples.sample_negative", "what they should not show"),
+    Key("sample_seed", "samples.sample_seed", "their noise"),
+    Key("sample_cfg", "samples.sample_cfg", "their guidance scale; 0: the family's own"),
     Key("output_dir", "run.output_dir", "where the LoRA file goes", "output", "path"),
     Key("output_name", "output.name", "the LoRA's file name without its ending"),
     Key("save_steps", "output.save_steps", "save every so many steps; 0 for the end only"),
@@ -102,7 +108,7 @@ KEYS = (
     Key("device", "run.device", "auto, cpu or cuda", "auto"),
     Key("task_type", "run.task_type", "text-to-image, the only task here", "text-to-image"),
 )
-ALIASES = {"lr_scheduler": "scheduler"}
+ALIASES = {"lr_scheduler": "scheduler", "sample_every_n_steps": "sample_steps"}
 _TABLE = {key.name: key for key in KEYS}
 
 
@@ -119,7 +125,7 @@ class Job:
     log_dir: Path | None = None
     device: str = "auto"
     metadata: Path | None = None
-    preset: str = ""
+    preset: str | Path = ""
     resume: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was understood differently from how it was written
 
@@ -134,7 +140,7 @@ def load_job(path: str | Path) -> Job:
             raise LoomError(f"{name} is missing in {path.name}: it is required, {_TABLE[name].help}")
     run = {k.where.split(".")[1]: values.get(k.name, k.default) for k in KEYS if k.where.startswith("run.")}
     base_model, family = find_base_model(run["base_model"], path.absolute().parent)
-    config, notes = _config(values, run["preset"])
+    config, notes = _config(values, run["preset"], family)
     return Job(
         base_model=base_model, family=family, data=run["data"], dataset=_dataset(values, family), config=config, device=run["device"],
         output_dir=run["output_dir"] if "output_dir" in values else path.absolute().parent / "output",
@@ -201,7 +207,7 @@ def _canonical(tree: dict, source: str) -> dict[str, Any]:
         if name not in _TABLE:
             near = difflib.get_close_matches(str(name), [*_TABLE, *ALIASES], 1, 0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise LoomError(f"key {written!r} in {source} is unknown: {hint}Valid keys are {', '.join(_TABLE)}")
+            raise LoomError(f"key {written!r} in {source} is unknown: {hint}`lora-loom train --keys` lists the valid ones")
         if name in result:
             raise LoomError(f"{written} is another name of {name}, and both are given in {source}: keep one")
         if value is not None:
@@ -215,22 +221,44 @@ def _value(key: Key, written: Any, folder: Path) -> Any:
     """One value, converted and checked by itself, so that the message can name the key as it is written."""
     value = written
     try:
+        if key.kind == "preset" and not str(value).lower().endswith((".yaml", ".yml")):
+            return preset_of(coerce(key.name, value, ""))
         if key.kind != "value":
             path = path_of(value, folder, key.kind)
             return path if key.where.startswith("run.") else str(path)
         owner, name = key.where.split(".")
         if owner in ("run", "dataset"):
-            return CHECKS.get(key.name, lambda v: v)(coerce("it", value, key.default))
+            return CHECKS.get(key.name, lambda v: v)(coerce(key.name, value, key.default))
         if key.name == "lora_target_modules":
             return targets_of(value)
         value = SPELLINGS.get(key.name, lambda v: v)(value)
         default = LoomConfig()
-        value = coerce("it", value, getattr(getattr(default, owner), name))
+        value = coerce(key.name, value, getattr(getattr(default, owner), name))
         part = {name: value} | ({"epochs": 1} if name == "steps" else {})
         getattr(default.replace(**{owner: part}), owner).validate()
         return value
     except LoomError as error:
-        raise LoomError(f"{key.name} {written!r}: {error}") from None
+        said = in_keys(str(error))
+        raise LoomError(said if said.startswith(f"{key.name} ") else f"{key.name} {written!r}: {said}") from None
+
+
+def in_keys(message: str) -> str:
+    """The trainer's message with the keys of the YAML where it names the canvas's inputs."""
+    inputs = {where.split(".")[1]: name for name, where in ((k.name, k.where) for k in KEYS)} | {"targets": "lora_target_modules"}
+    message = re.sub(r"^(\w+)(?= )", lambda word: inputs.get(word[0], word[0]), message)
+    return re.sub(r"\b(?:LoadDataset|LoRAConfig|TrainLoRA)\.(\w+)", lambda place: inputs.get(place[1], place[1]), message)
+
+
+def keys_table() -> str:
+    """Every key with its default and what it is, a line each."""
+    tree = LoomConfig().to_dict()
+    rows = [(k.name, (tree[k.where.split(".")[0]][k.where.split(".")[1]] if k.where.split(".")[0] in tree else k.default), k.help) for k in KEYS]
+    wide = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"{name:<{wide}}  {help}{'' if default in ('', None, []) else f' ({_word(default)})'}" for name, default, help in rows)
+
+
+def _word(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
 def _dataset(values: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -242,7 +270,13 @@ def _dataset(values: dict[str, Any], family: Family) -> dict[str, Any]:
     return options
 
 
-def _config(values: dict[str, Any], preset: str) -> tuple[LoomConfig, tuple[str, ...]]:
+def _preset_values(preset: str | Path, family: Family) -> presets.Values:
+    if isinstance(preset, Path):
+        return presets.parse(preset.read_text(encoding="utf-8-sig"), f"preset {preset.name!r}", family.id)
+    return presets.load(preset, family.id) if preset else {}
+
+
+def _config(values: dict[str, Any], preset: str | Path, family: Family) -> tuple[LoomConfig, tuple[str, ...]]:
     """The preset's values, overridden by the given ones; steps decide over epochs."""
     tree: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -256,7 +290,7 @@ def _config(values: dict[str, Any], preset: str) -> tuple[LoomConfig, tuple[str,
             train["epochs"] = 0
         else:
             train["steps"] = 0
-    config = presets.merge(presets.load(preset) if preset else {}, tree)
+    config = presets.merge(_preset_values(preset, family), tree)
     rank, alpha = config.adapter.rank, config.adapter.alpha
     if "lora_rank" in values and "lora_alpha" not in values and rank != alpha:
         notes.append(f"lora_alpha is {alpha:g}, not {rank}: the adapters count {alpha / rank:g}-fold; give lora_alpha to choose")

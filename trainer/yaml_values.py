@@ -34,7 +34,7 @@ def path_of(value: Any, folder: Path, kind: str) -> Path:
         raise LoomError("it does not end in .csv or .jsonl: give a metadata.csv (filename,prompt) or metadata.jsonl")
     if kind == "lora" and path.suffix.lower() != ".safetensors":
         raise LoomError("it does not end in .safetensors: give a LoRA file")
-    if kind in ("file", "lora") and not path.is_file():
+    if kind in ("file", "lora", "preset") and not path.is_file():
         raise LoomError(f"{path} is not a file: give one that exists; relative paths start at the YAML file's folder")
     return path
 
@@ -127,7 +127,7 @@ def _between(low: int, high: int):
     return check
 
 
-def _preset(name: str) -> str:
+def preset_of(name: str) -> str:
     if name:
         presets.load(name)
     return name
@@ -143,5 +143,5 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {  # lora-scripts and its kin write
 }
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "resolution": _between(64, 4096), "min_size": _between(0, 65536), "repeats": _between(1, 1000),  # as read_dataset
-    "caption_source": _one_of(*SOURCES), "masks": _one_of(*MASKS), "task_type": _one_of("text-to-image"), "device": check_device, "preset": _preset,
+    "caption_source": _one_of(*SOURCES), "masks": _one_of(*MASKS), "task_type": _one_of("text-to-image"), "device": check_device,
 }

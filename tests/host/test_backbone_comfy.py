@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lora_loom.trainer.adapters import adapted
@@ -558,3 +559,44 @@ def test_sampling_that_other_nodes_have_changed(comfy: SimpleNamespace, toy: tup
         if hasattr(known, "X0"):
             with pytest.raises(LoomError, match="epsilon and v-prediction"):
                 comfy.Model(patched(*bases), clip, vae)
+
+
+# ---------------------------------------------------------------- samples while training
+
+SAMPLED = CONFIG.replace(adapter={"dropout": 0.3}, optim={"learning_rate": 5e-3}, samples={"sample_steps": 2, "sample_prompts": (CAPTION,), "sample_seed": 3})
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_samples_come_from_comfyuis_own_sampler_on_the_live_adapters(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, text_encoder: bool) -> None:
+    config = SAMPLED.replace(adapter={"train_text_encoder": text_encoder})
+    patcher, clip, vae = toy
+    model = comfy.Model(*toy)
+    model.load(text_encoder)
+    roots = (patcher.model, clip.cond_stage_model) if text_encoder else (patcher.model,)  # what ComfyUI unloads meanwhile keeps its own marks
+    before = snapshot(*roots)
+    weights = {name: (t.data_ptr(), t.clone()) for name, t in base_tensors(*roots).items()}
+    loader, requested = comfy.model_management.load_models_gpu, []
+    comfy.model_management.load_models_gpu = lambda models, *args, **kwargs: requested.append(list(models)) or loader(models, *args, **kwargs)
+    try:
+        result = run(model, dataset, config, tmp_path / "seen", event=lambda name, data: requested.append(name) if name == "started" else None)
+    finally:
+        comfy.model_management.load_models_gpu = loader
+    assert snapshot(*roots) == before
+    assert all(t.data_ptr() == weights[name][0] and torch.equal(t, weights[name][1]) for name, t in base_tensors(*roots).items())
+    assert any(m.model is patcher for m in comfy.model_management.current_loaded_models)
+    drawn = requested[requested.index("started") + 1:]
+    assert sum(vae.patcher in models for models in drawn) >= 4  # encoding, and three samples
+    assert sum(any(m is patcher or m.is_clone(patcher) for m in models) for models in drawn) == 1  # for the training, not for the samples
+
+    blind = run(comfy.Model(*toy), dataset, config.replace(samples={"sample_steps": 0}), tmp_path / "blind")
+    assert all(torch.equal(result.lora[key], blind.lora[key]) for key in blind.lora) and result.losses == blind.losses
+
+    settings = {"steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "seed": 3, "disable_pbar": True}
+    with torch.inference_mode():
+        for step, (unet, text) in ((0, (patcher, clip)), (4, model.with_lora(result.lora))):
+            empty = torch.zeros(1, 4, 8, 8)
+            positive, negative = (text.encode_from_tokens_scheduled(text.tokenize(words)) for words in (CAPTION, ""))
+            found = comfy.sample.sample(unet, comfy.sample.prepare_noise(empty, 3), positive=positive, negative=negative, latent_image=empty, **settings)
+            wanted = vae.decode(found)[0] * 255
+            kept = torch.from_numpy(np.asarray(Image.open(result.run_folder / "samples" / f"step{step:06d}_1.png")).copy())
+            assert (kept - wanted).abs().max() < 1.5, step

@@ -12,6 +12,7 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_sampling
 import comfy.ops
+import comfy.sample
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -92,6 +93,21 @@ def sdpa(_func, *args, **kwargs):
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
 
+@contextmanager
+def held(*patchers) -> Iterator[None]:
+    """ComfyUI neither loads nor unloads those models inside, whatever else it makes room for: adapters are in their trees,
+    where it would look for weights by name."""
+    manage, ours = comfy.model_management, lambda other: any(other is p or p.is_clone(other) for p in patchers)
+    load, kept = manage.load_models_gpu, [m for m in manage.current_loaded_models if m.model is not None and ours(m.model)]
+    manage.current_loaded_models[:] = [m for m in manage.current_loaded_models if all(m is not k for k in kept)]
+    manage.load_models_gpu = lambda models, *args, **kwargs: load([m for m in models if not ours(m)], *args, **kwargs)
+    try:
+        yield
+    finally:
+        manage.load_models_gpu = load
+        manage.current_loaded_models.extend(kept)
+
+
 def literal(caption: str) -> str:
     """A caption has no (emphasis:1.2); ComfyUI escapes parentheses alone."""
     return caption.replace("(", "\\(").replace(")", "\\)")
@@ -121,6 +137,7 @@ class ComfyModel:
         self.device = torch.device(model.load_device)
         self.can_offload = self.device.type != "cpu"
         self._dtype = torch.float32
+        self._text_trained = False
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -178,6 +195,20 @@ class ComfyModel:
         return found
 
     @torch.inference_mode()
+    def encode_prompts(self, prompts: list[str]) -> list:
+        return [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt)) for prompt in prompts]
+
+    @torch.inference_mode()
+    def sample(self, positive: list, negative: list, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
+        latents = torch.zeros(1, *shape)
+        sampler, scheduler, steps = self.family.sampler
+        with held(self.patcher, self.clip.patcher) if self._text_trained else held(self.patcher):
+            found = comfy.sample.sample(self.patcher, comfy.sample.prepare_noise(latents, seed), steps, cfg or self.family.cfg, sampler, scheduler,
+                                        positive, negative, latents, disable_pbar=True, seed=seed)
+            pixels = self.vae.decode(found)
+        return pixels.reshape(-1, *pixels.shape[-3:])[0, ..., :3].clone().cpu()  # a video VAE gives frames
+
+    @torch.inference_mode()
     def release_encoders(self, text_encoders: bool) -> None:
         unload = getattr(comfy.model_management, "unload_model_and_clones", None)
         patchers = [self.vae.patcher] + ([self.clip.patcher] if text_encoders else [])
@@ -216,6 +247,7 @@ class ComfyModel:
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.load(text_encoders, 1e30 if offload else self._room(largest, checkpointing))
         with ExitStack() as stack:
+            self._text_trained = text_encoders
             if text_encoders:  # it is asked for at every encoding
                 stack.callback(self.clip.__dict__.pop, "load_model", None)
                 self.clip.load_model = lambda *_, **__: self.clip.patcher

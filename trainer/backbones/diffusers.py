@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from diffusers import EulerDiscreteScheduler
 
 from ..devices import best_device
 from ..errors import LoomError
@@ -41,6 +42,7 @@ class DiffusersModel:
         self.prediction = parts.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
             raise LoomError(f"base_model predicts {self.prediction!r}: LoRA Loom trains epsilon and v_prediction models")
+        self._schedule = parts.scheduler.config
         self.alphas_cumprod = parts.scheduler.alphas_cumprod.float()
         self._dtype = self.unet.dtype
         self.unet.to(device)
@@ -90,6 +92,26 @@ class DiffusersModel:
         length = max(c.shape[0] for c in contexts)
         joined = torch.cat([c[:length] for c in contexts], dim=-1).float()
         return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
+        return [self._encode(prompt) for prompt in prompts]
+
+    @torch.no_grad()
+    def sample(self, positive: Conditioning, negative: Conditioning, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
+        scheduler = EulerDiscreteScheduler.from_config(self._schedule)
+        scheduler.set_timesteps(self.family.sampler[2], device=self.device)
+        height, width = 8 * shape[-2], 8 * shape[-1]
+        latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(self.device) * scheduler.init_noise_sigma
+        batch = Batch(latents, ["", ""], sizes=[(height, width, 0, 0, height, width)] * 2)
+        for t in scheduler.timesteps:
+            noisy = scheduler.scale_model_input(latents, t).repeat(2, 1, 1, 1)
+            without, wanted = self.predict(noisy, t.expand(2), batch, [negative, positive]).chunk(2)
+            latents = scheduler.step(without + (cfg or self.family.cfg) * (wanted - without), t, latents).prev_sample
+        self.vae.to(self.device)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample
+        return (pixels[0].movedim(0, -1).float() / 2 + 0.5).clamp(0, 1).cpu()
 
     def release_encoders(self, text_encoders: bool) -> None:
         self.vae.to("cpu")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from .families import CONTEXT_WIDTHS, LDM_CONTEXT
 
 _CONFIGS = Path(__file__).with_name("diffusers_configs.json")
 _SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+# diffusers 0.42 warns at every cast that nothing should be kept in float32: `There are modules in … kept in float32: []`
+logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "kept in float32: []" not in record.getMessage())
 _FORMS = "base_model takes a local diffusers folder, one .safetensors file, or the word toy_base"
 
 

@@ -59,30 +59,32 @@ class Family:
     timestep_sampling: str = "uniform"  # how the noise levels of a run are drawn, see loss.py
     timestep_shift: str = "none"
     shift: float = 1.0
+    cfg: float = 7.0  # of samples while training
+    sampler: tuple[str, str, int] = ("euler", "normal", 20)  # theirs: sampler, scheduler, steps
     patch: int = 1  # latent cells on the side of an image token
     checkpointed: tuple[str, ...] = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")  # class names
 
 
 def _transformer(id: str, title: str, targets: dict[str, tuple[str, ...]], blocks: tuple[str, ...], **values: Any) -> Family:
     return Family(id, title, f"{id.replace('_', '-')}/lora", id, (), **{"resolution": 1024, "size_multiple": 32, "channels": 16, "patch": 2, **values},
-                  targets=targets, checkpointed=blocks, flow=True, timestep_sampling="logit_normal")
+                  targets=targets, checkpointed=blocks, flow=True, timestep_sampling="logit_normal", sampler=("euler", "simple", 20))
 
 
 FAMILIES = {
     family.id: family
     for family in (
-        Family("toy", "Toy base", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 64, size_multiple=16, cpu_threads=1),
+        Family("toy", "Toy base", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 64, size_multiple=16, cpu_threads=1, cfg=3.0),
         Family("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 512),
         Family("sd2", "Stable Diffusion 2.x", "stable-diffusion-v2/lora", "sd_v2", ("lora_te",), 512),
         Family("sdxl", "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", ("lora_te1", "lora_te2"), 1024, time_ids=True),
-        _transformer("sd3", "Stable Diffusion 3.x", _SD3, ("JointBlock",)),
-        _transformer("flux", "Flux.1", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0),
-        _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution"),
-        _transformer("flux2", "Flux.2", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, channels=128, patch=1,
-                     keys="diffusion_model"),
-        _transformer("qwen_image", "Qwen-Image", _QWEN, ("QwenImageTransformerBlock",), timestep_shift="constant", shift=2.2, keys="diffusion_model"),
-        _transformer("lumina2", "Lumina 2", _LUMINA, ("JointTransformerBlock",), timestep_shift="resolution", keys="diffusion_model"),
-        _transformer("z_image", "Z-Image", _LUMINA, ("JointTransformerBlock",), timestep_shift="constant", shift=2.0, keys="diffusion_model"),
-        _transformer("wan", "Wan", _WAN, ("WanAttentionBlock",), timestep_shift="constant", shift=3.0, keys="diffusion_model", resolution=512),
+        _transformer("sd3", "Stable Diffusion 3.x", _SD3, ("JointBlock",), cfg=4.5),
+        _transformer("flux", "Flux.1", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0),
+        _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", cfg=4.0),
+        _transformer("flux2", "Flux.2", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0, channels=128,
+                     patch=1, keys="diffusion_model"),
+        _transformer("qwen_image", "Qwen-Image", _QWEN, ("QwenImageTransformerBlock",), timestep_shift="constant", shift=2.2, keys="diffusion_model", cfg=2.5),
+        _transformer("lumina2", "Lumina 2", _LUMINA, ("JointTransformerBlock",), timestep_shift="resolution", keys="diffusion_model", cfg=4.0),
+        _transformer("z_image", "Z-Image", _LUMINA, ("JointTransformerBlock",), timestep_shift="constant", shift=2.0, keys="diffusion_model", cfg=4.0),
+        _transformer("wan", "Wan", _WAN, ("WanAttentionBlock",), timestep_shift="constant", shift=3.0, keys="diffusion_model", resolution=512, cfg=5.0),
     )
 }

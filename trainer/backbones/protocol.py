@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -68,6 +68,13 @@ class TrainableModel(Protocol):
 
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         """One Conditioning a caption; keeps the graph where gradients are enabled."""
+
+    def encode_prompts(self, prompts: list[str]) -> list[Any]:
+        """What `sample` takes for each: prompts as the host reads them, unlike captions."""
+
+    def sample(self, positive: Any, negative: Any, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
+        """A picture (H, W, 3) in 0..1 on the CPU from latents of `shape` (C, H/8, W/8), by the host's own sampler on the model as it is now,
+        inside `training`. cfg 0: the family's. It draws from torch's global random numbers, and brings the VAE in."""
 
     def release_encoders(self, text_encoders: bool) -> None:
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""

@@ -16,7 +16,7 @@ from . import store
 FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
 # What may change between a run's start and its resumption: how long it goes on, and what is written when.
-FREE = {("train", "steps"), ("train", "epochs"), ("train", "gradient_checkpointing"), ("output", None)}
+FREE = {("train", "steps"), ("train", "epochs"), ("train", "gradient_checkpointing"), ("output", None), ("samples", None)}
 
 
 def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..errors import LoomError
 from ..hooks import Progress
@@ -150,6 +151,12 @@ class Log:
                 for name in ("loss", "smoothed_loss", "learning_rate", "grad_norm", "validation_loss"):
                     if line[name] is not None:
                         self._board.add_scalar(f"train/{name}", line[name], progress.step)
+
+    def picture(self, name: str, pixels: Any, step: int) -> None:
+        """pixels: a tensor (H, W, 3) in 0..1."""
+        with contextlib.suppress(OSError):
+            if self._board is not None:
+                self._board.add_image(name, pixels.float().clamp(0, 1).cpu(), step, dataformats="HWC")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -60,10 +60,11 @@ def run_demo(out: Path, steps: int | None = None) -> int:
 
     present = sum(_is_star(i) for i in after) / len(after)
     without = sum(_is_star(i) for i in before) / len(before)
-    known = [(i, s) for was, i, s in zip(first, kept, others) if shapes.right(was, s)]  # what the base draws right by itself
-    still = sum(shapes.right(i, s) for i, s in known) / max(1, len(known))
+    known = [(was, i, s) for was, i, s in zip(first, kept, others) if shapes.right(was, s)]  # what the base draws right by itself
+    still = sum(shapes.right(i, s) for _, i, s in known) / max(1, len(known))
     path = out / "demo.png"
-    grid([s.caption for s in concept], before, after).save(path)
+    grid([(s.caption, was, i, _is_star(i)) for was, i, s in zip(before, after, concept)]
+         + [(s.caption, was, i, shapes.right(i, s)) for was, i, s in known]).save(path)
     print(f"concept present with the LoRA {present:.0%} (at least 80 %), without it {without:.0%} (at most 10 %), "
           f"other captions still right {still:.0%} of {len(known)} (at least 90 %)")
     print(f"{time.time() - started:.0f} s in all. Grid: {path}", flush=True)
@@ -111,19 +112,22 @@ def through_diffusers(out: Path, pictures: Path, concept: list, others: list, st
         return before, draw(concept), first, draw(others)
 
 
-def grid(captions: list[str], before: list[Image.Image], after: list[Image.Image], scale: int = 2) -> Image.Image:
-    """Rows of prompt | without | with."""
-    side, text, head = arch.SIZE * scale, 330, 28
-    sheet = Image.new("RGB", (text + 2 * (side + 8), head + len(captions) * (side + 8)), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(15)
-    for x, word in ((8, "prompt"), (text, "without"), (text + side + 8, "with")):
-        pen.text((x, 6), word, fill="black", font=font)
-    for row, (caption, *pair) in enumerate(zip(captions, before, after)):
-        y = head + row * (side + 8)
-        pen.text((8, y + side // 2 - 8), caption, fill="black", font=font)
-        for column, image in enumerate(pair):
-            sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (text + column * (side + 8), y))
+def grid(rows: list[tuple[str, Image.Image, Image.Image, bool]], columns: int = 4, scale: int = 2) -> Image.Image:
+    """prompt | without | with, a row each, in columns; the frame says whether the picture with the LoRA counts as right."""
+    side, text, gap, head = arch.SIZE * scale, 300, 12, 28
+    tall = -(-len(rows) // columns)
+    wide = text + 2 * (side + gap) + gap
+    sheet = Image.new("RGB", (columns * wide, head + tall * (side + gap)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for number, (caption, before, after, right) in enumerate(rows):
+        left, y = number // tall * wide, head + number % tall * (side + gap)
+        if number % tall == 0:
+            for x, word in ((8, "prompt"), (text, "without"), (text + side + gap, "with")):
+                pen.text((left + x, 6), word, fill="black", font=font)
+        pen.text((left + 8, y + side // 2 - 8), caption, fill="black", font=font)
+        for x, image in ((left + text, before), (left + text + side + gap, after)):
+            sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (x, y))
+        pen.rectangle((x - 4, y - 4, x + side + 3, y + side + 3), outline="#2a9d3a" if right else "#d12f2f", width=3)
     return sheet
 
 

@@ -1,8 +1,7 @@
 // The classic canvas shows every widget; ours that are marked advanced are folded there too, as the new nodes do by themselves.
 import { app } from "../../scripts/app.js";
 import { fold } from "./fold.mjs";
-
-const setting = (name) => app.extensionManager?.setting?.get(name) ?? app.ui?.settings?.getSettingValue?.(name);
+import { setting } from "./settings.mjs";
 
 app.registerExtension({
     name: "lora_loom.advanced",

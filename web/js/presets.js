@@ -1,30 +1,76 @@
-// Choosing a preset in LoRAConfig writes its values into the widgets: what is shown is what runs.
+// Choosing a preset in LoRAConfig writes its values into the widgets: what is shown is what runs. Settings can be saved as a
+// preset of one's own, and a run's config.yaml or a preset's file that is dropped on the node fills it, and the Train LoRA behind it.
 import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
 import { refold } from "./fold.mjs";
+import { allPresets, ask, fill, readConfig, savePreset, say, trainers, words } from "./settings.mjs";
 
-let presets = null;
-
-async function load() {
-    presets ??= api.fetchApi("/lora_loom/presets").then((answer) => (answer.ok ? answer.json() : {}));
-    return presets;
+function choose(node, presets) {
+    const at = (name) => node.widgets.find((w) => w.name === name);
+    const preset = presets[at("preset").value];
+    if (preset?.values) fill(node, { ...preset.values, ...preset.families[at("family")?.value] });
+    refold(node);
 }
+
+async function save(node) {
+    const name = (await ask(words().savePreset, words().presetName))?.trim();
+    if (!name) return;
+    const answer = await savePreset(name, node);
+    if (!answer) return;
+    for (const other of node.graph._nodes) {
+        const options = other.comfyClass === "LoRAConfig" && other.widgets.find((w) => w.name === "preset").options;
+        if (options && Array.isArray(options.values) && !options.values.includes(answer.name)) options.values.push(answer.name);
+    }
+    node.widgets.find((w) => w.name === "preset").value = answer.name;
+    say("success", words().saved(answer.name));
+}
+
+async function load(node, file) {
+    const found = await readConfig(await file.text());
+    if (!found) return;
+    fill(node, found.LoRAConfig);
+    refold(node);
+    for (const trainer of trainers(node)) {
+        fill(trainer, found.TrainLoRA);
+        refold(trainer);
+    }
+    say("success", words().loaded(file.name));
+}
+
+function pick(node) {
+    const input = Object.assign(document.createElement("input"), { type: "file", accept: ".yaml,.yml" });
+    input.onchange = () => input.files[0] && load(node, input.files[0]);
+    input.click();
+}
+
+const yamlOf = (event) => [...(event.dataTransfer?.files ?? [])].find((file) => /\.ya?ml$/i.test(file.name));
+const dragged = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
 
 app.registerExtension({
     name: "lora_loom.presets",
     async nodeCreated(node) {
         if (node.comfyClass !== "LoRAConfig") return;
-        const chooser = node.widgets?.find((w) => w.name === "preset");
-        if (!chooser) return;
-        const before = chooser.callback;
-        chooser.callback = async function (name, ...rest) {
-            before?.call(this, name, ...rest);
-            const values = (await load())[name]?.values ?? {};
-            for (const widget of node.widgets) {
-                if (widget.name in values) widget.value = values[widget.name];
-            }
-            refold(node);
-            node.setDirtyCanvas?.(true, true);
+        for (const name of ["preset", "family"]) {
+            const chooser = node.widgets?.find((w) => w.name === name);
+            if (!chooser) continue;
+            const before = chooser.callback;
+            chooser.callback = async function (...values) {
+                before?.apply(this, values);
+                choose(node, await allPresets());
+            };
+        }
+        const menu = node.getExtraMenuOptions;
+        node.getExtraMenuOptions = function (canvas, options) {
+            const more = menu?.apply(this, [canvas, options]) ?? [];
+            options.push({ content: words().savePreset, callback: () => save(node) }, { content: words().loadSettings, callback: () => pick(node) });
+            return more;
+        };
+        const over = node.onDragOver, drop = node.onDragDrop;
+        node.onDragOver = function (event) { return dragged(event) || Boolean(over?.call(this, event)); };
+        node.onDragDrop = function (event) {
+            const file = yamlOf(event);
+            if (!file) return drop?.call(this, event) ?? false;
+            load(node, file);
+            return true;
         };
     },
 });

@@ -1,0 +1,92 @@
+"""Pictures on the way: the same prompts and noise each time, through the host's own sampler, on the adapters as they are.
+
+They are for the eye: nothing of the training's random numbers is used, and a sampler that fails ends no run.
+"""
+from __future__ import annotations
+
+import io
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from .adapters import evaluating
+from .backbones.protocol import TrainableModel
+from .config import SampleConfig
+from .data.batches import Encoded
+from .data.folder import Dataset
+from .errors import LoomError
+from .hooks import Hooks, Progress
+from .runs import store
+from .state import State
+
+FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, LoomError)  # no host's interrupt is among them
+
+
+class Samples:
+    """Draws into the run's folder `samples/`, before the first step, every `sample_steps` and after the last."""
+
+    def __init__(self, model: TrainableModel, dataset: Dataset, config: SampleConfig, run: Path, log: store.Log, hooks: Hooks, live_text: bool) -> None:
+        """live_text: text encoders are trained, so prompts are encoded anew each time; else once, here, while the encoder is at hand."""
+        self.model, self.config, self.run, self.log, self.hooks = model, config, run, log, hooks
+        self.prompts = list(config.sample_prompts) or list(dict.fromkeys(filter(None, map(dataset.caption, dataset.pictures))))[:2]
+        self.conditions = None if live_text else self._encoded()
+        self.shape: tuple[int, ...] = ()
+        self.seconds = 0.0
+        self.failure = ""
+        self.newest: list[Path] = []
+
+    def shaped(self, encoded: Encoded) -> Samples:
+        """As most of the pictures are."""
+        self.shape = Counter(tuple(z.shape) for z in encoded.latents).most_common(1)[0][0]
+        return self
+
+    def watching(self, state: State, then: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """The progress hook `then`, and the pictures after it."""
+
+        def progress(now: Progress) -> None:
+            then(now)
+            if now.step % self.config.sample_steps == 0 or now.step >= now.total:
+                self.draw(state)
+
+        return progress
+
+    def draw(self, state: State) -> None:
+        """One picture a prompt. What fails is said once, in an event and in the report; then there are no more."""
+        if self.failure:
+            return
+        started, paths = time.monotonic(), []
+        try:
+            cuda = [self.model.device] if self.model.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=cuda), torch.no_grad(), evaluating(state.adapters), state.shown():
+                *positive, negative = self.conditions or self._encoded()
+                for number, (prompt, condition) in enumerate(zip(self.prompts, positive), 1):
+                    self.hooks.poll()
+                    pixels = self.model.sample(condition, negative, self.shape, self.config.sample_seed, self.config.sample_cfg)
+                    paths.append(self._save(pixels, prompt, state.step, number))
+            self.newest = paths
+            self.hooks.event("sample", {"step": state.step, "files": [path.name for path in paths], "paths": paths, "prompts": self.prompts})
+        except FAILURES as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            self.hooks.event("sample failed", {"step": state.step, "reason": self.failure})
+        finally:
+            self.model.release_encoders(text_encoders=False)
+            self.seconds += time.monotonic() - started
+
+    def _encoded(self) -> list:
+        return self.model.encode_prompts([*self.prompts, self.config.sample_negative])
+
+    def _save(self, pixels: torch.Tensor, prompt: str, step: int, number: int) -> Path:
+        """pixels (H, W, 3) in 0..1 -> samples/step000100_1.png with what it was drawn from, and TensorBoard."""
+        image = Image.fromarray((pixels.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+        facts, data = PngImagePlugin.PngInfo(), io.BytesIO()
+        facts.add_itxt("lora_loom", f"{prompt}\nstep {step}, seed {self.config.sample_seed}")
+        image.save(data, "PNG", pnginfo=facts)
+        path = self.run / "samples" / f"step{step:06d}_{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        store.write_whole(path, data.getvalue())
+        self.log.picture(f"samples/{number}", pixels, step)
+        return path

@@ -1,0 +1,58 @@
+// What presets.js says, asks and fills in: the server's routes, the page's dialogs, and widgets.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const WORDS = {
+    en: {
+        savePreset: "Save as preset…", presetName: "The preset's name", loadSettings: "Load settings from config.yaml…",
+        saved: (name) => `Preset “${name}” is saved.`, loaded: (name) => `Settings from ${name} are filled in.`, failed: "LoRA Loom",
+    },
+    zh: {
+        savePreset: "保存为预设…", presetName: "预设名称", loadSettings: "从 config.yaml 载入设置…",
+        saved: (name) => `预设“${name}”已保存。`, loaded: (name) => `已填入 ${name} 中的设置。`, failed: "LoRA Loom",
+    },
+};
+
+export const setting = (name) => app.extensionManager?.setting?.get(name) ?? app.ui?.settings?.getSettingValue?.(name);
+
+export const words = () => WORDS[String(setting("Comfy.Locale") ?? "en").startsWith("zh") ? "zh" : "en"];
+
+export function say(severity, detail) {
+    app.extensionManager?.toast?.add({ severity, summary: words().failed, detail, life: severity === "error" ? 12000 : 4000 });
+}
+
+async function answerOf(request) {
+    const response = await request;
+    const answer = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }));
+    if (response.ok) return answer;
+    say("error", answer.error);
+    return null;
+}
+
+export async function ask(title, message) {
+    const dialog = app.extensionManager?.dialog;
+    return dialog?.prompt ? dialog.prompt({ title, message, defaultValue: "" }) : window.prompt(message);
+}
+
+// Asked anew each time: presets are files that their owner may edit.
+export const allPresets = async () => (await answerOf(api.fetchApi("/lora_loom/presets"))) ?? {};
+
+export const readConfig = (text) => answerOf(api.fetchApi("/lora_loom/config", { method: "POST", body: text }));
+
+export function savePreset(name, node) {
+    const values = Object.fromEntries(node.widgets.filter((w) => w.serialize !== false).map((w) => [w.name, w.value]));
+    return answerOf(api.fetchApi("/lora_loom/presets", { method: "POST", body: JSON.stringify({ name, values }) }));
+}
+
+export function fill(node, values) {
+    for (const widget of node.widgets) {
+        if (widget.name in values) widget.value = values[widget.name];
+    }
+    node.setDirtyCanvas?.(true, true);
+}
+
+// The Train LoRA nodes that this node's config goes to.
+export function trainers(node) {
+    const links = node.outputs?.[0]?.links ?? [];
+    return links.map((id) => node.graph.getNodeById((node.graph.getLink?.(id) ?? node.graph.links[id])?.target_id)).filter((n) => n?.comfyClass === "TrainLoRA");
+}
