@@ -119,7 +119,7 @@ def test_an_error_on_the_way_names_what_was_saved(folder, capsys):
     add_noise, calls = Diffusion.add_noise, []
 
     def poisoned(self, latents, *rest):
-        calls.append(1)
+        calls.extend([1] * (latents.shape[-1] == 8))  # smaller ones ask how much memory a step will take
         return add_noise(self, latents, *rest) * (float("nan") if len(calls) > 2 else 1)
 
     with pytest.MonkeyPatch.context() as patch:

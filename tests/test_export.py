@@ -195,7 +195,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(dataset: Dataset, tmp
     full("/checkpoints/", monkeypatch)
     events: list[str] = []
     result = run(dataset, CONFIG.replace(output={"save_steps": 1}), tmp_path, event=lambda name, data: events.append(name))
-    assert result.steps == 4 and load_file(result.path) and events == ["started", *["checkpoint failed"] * 3, "saved"]
+    assert result.steps == 4 and load_file(result.path) and events == ["started", "memory", *["checkpoint failed"] * 3, "estimate", "saved"]
 
 
 @linux

@@ -247,7 +247,7 @@ class Small(backbone.DiffusersModel):
         return super().training(precision, text_encoders, checkpointing, largest, offload)
 
     def predict(self, noisy: torch.Tensor, *rest: object) -> torch.Tensor:
-        self.calls += 1
+        self.calls += noisy.shape[-1] == 8  # smaller ones ask how much memory a step will take
         if self.calls >= self.tight and len(noisy) / (3 if self.checkpointing else 1) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().predict(noisy, *rest)
@@ -269,7 +269,7 @@ def test_out_of_memory_goes_on_in_a_cheaper_way(model: backbone.DiffusersModel, 
     result = run(small, dataset, config, tmp_path, event=lambda name, data: events.append((name, data)))
     assert [data["change"] for name, data in events if name == "out of memory"] == changes
     assert all(data["step"] == 3 for name, data in events if name == "out of memory")
-    assert f"Memory ran out, so these were changed: {', '.join(changes)}" in result.report and result.steps == 6
+    assert f"So that it fits into memory, these were changed: {', '.join(changes)}" in result.report and result.steps == 6
     plain = run(model, dataset, config, tmp_path / "plain")
     assert result.losses == pytest.approx(plain.losses, rel=1e-4)
     for key, value in plain.lora.items():

@@ -59,7 +59,8 @@ def toy() -> dict:
         node("ToyBase"), {"folder": "lora_loom_stars", "resolution": 64, "min_size": 64, "trigger_word": "star"},
         {"preset": "default", "rank": 16, "alpha": 16.0, "targets": "all linear+conv", "scheduler": "cosine", "warmup_steps": 20, "caption_dropout": 0.0,
          "preservation": 2.0, "preservation_words": "circle, square, triangle, cross, ring, diamond"},
-        {"steps": 600, "learning_rate": 0.002, "batch_size": 4, "name": "toy_star"},
+        {"steps": 600, "learning_rate": 0.002, "batch_size": 4, "name": "toy_star", "sample_steps": 100,
+         "sample_prompts": "a red star on a blue background\na red circle on a blue background"},
         {"prompt": "a red star on a blue background\na yellow star on a purple background\na white star on a green background\n"
                    "a red circle on a blue background", "negative": "", "seed": 1, "steps": 20, "cfg": 3.0},
         {"seed": 7, "steps": 20, "cfg": 3.0}, 64)
@@ -74,7 +75,8 @@ def sd15() -> dict:
         node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"]),
         {"folder": "my_pictures", "resolution": 512, "min_size": 384, "trigger_word": "zxmug"},
         {"preset": "default"},
-        {"steps": 1500, "learning_rate": 0.0001, "batch_size": 1, "name": "my_lora"},
+        {"steps": 1500, "learning_rate": 0.0001, "batch_size": 1, "name": "my_lora", "sample_steps": 250,
+         "sample_prompts": "zxmug, on a wooden table, daylight\nzxmug, in the snow"},
         {"prompt": "zxmug, on a wooden table, daylight\nzxmug, in the snow", "negative": "blurry, low quality", "seed": 1, "steps": 20, "cfg": 7.0},
         {"seed": 7, "steps": 20, "cfg": 7.0}, 512)
 
@@ -93,8 +95,8 @@ WORKFLOWS = {
     "toy_base_train_and_generate": {
         "graph": toy, "title": {"3": "Its twenty pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt", "16": "Before | after"},
         "rows": [
-            [("1 · Pictures", [("note", 400, 480), ("1", 400, 0)]), ("", [("2", 340, 330), ("3", 340, 310)]),
-             ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 340), ("6", 370, 330)])],
+            [("1 · Pictures", [("note", 400, 480), ("1", 400, 0)]), ("", [("2", 340, 430), ("3", 340, 310)]),
+             ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 720), ("6", 370, 330)])],
             [("3 · Before and after", [("7", 400, 760), ("15", 400, 0)]), ("", [("16", 440, 940)]),
              ("4 · Generate with it", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
              ("", [("11", 370, 0), ("13", 370, 430)])]],
@@ -113,8 +115,8 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
     "sd15_train_and_generate": {
         "graph": sd15, "title": {"3": "Your pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt"},
         "rows": [
-            [("1 · Pictures and model", [("note", 400, 530), ("1", 400, 0)]), ("", [("2", 340, 330), ("3", 340, 330)]),
-             ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 340), ("6", 370, 330)])],
+            [("1 · Pictures and model", [("note", 400, 530), ("1", 400, 0)]), ("", [("2", 340, 430), ("3", 340, 330)]),
+             ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 720), ("6", 370, 330)])],
             [("3 · Before and after", [("7", 890, 820)]), ("4 · Generate with it", [("8", 330, 150), ("9", 330, 130), ("10", 330, 0), ("12", 330, 0)]),
              ("", [("11", 370, 0), ("13", 370, 430)])]],
         "note": """## Train a LoRA on Stable Diffusion 1.5
@@ -133,7 +135,7 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
 """},
     "caption_only": {
         "graph": caption, "title": {"2": "The pictures", "4": "What was captioned"},
-        "rows": [[("Pictures", [("note", 400, 560)]), ("", [("1", 340, 330), ("2", 340, 330)]),
+        "rows": [[("Pictures", [("note", 400, 560)]), ("", [("1", 340, 330), ("2", 340, 430)]),
                   ("Captions", [("3", 420, 740)]), ("", [("4", 400, 400)])]],
         "note": """## Captions for a folder of pictures
 
@@ -320,7 +322,7 @@ def run(page) -> None:
     """Press Run, and wait until the graph has run and its pictures are drawn."""
     page.evaluate("() => { window.loomDone = false; window.app.api.addEventListener('execution_success', () => { window.loomDone = true; }); }")
     page.click("[data-testid=queue-button]")
-    page.wait_for_function("() => window.loomDone", timeout=600_000)
+    page.wait_for_function("() => window.loomDone", timeout=1_500_000)
     page.wait_for_timeout(3000)
 
 

@@ -186,6 +186,14 @@ class Terminal:
     def event(self, name: str, data: dict) -> None:
         if name == "saved":
             self.saved = data["path"]
+        elif name == "memory":
+            print(f"memory: {data['text']}; disk: up to {data['disk'] / 2**20:,.0f} MiB", flush=True)
+        elif name == "estimate":
+            self.end_line()
+            print(f"about {duration(data['seconds'])} in all, {data['seconds_per_step']:.2f} s a step", flush=True)
+        elif name == "out of memory":
+            self.end_line()
+            print(f"note: {data['change']}, for memory ({data['needed']})", flush=True)
         elif name == "sample":
             self.end_line()
             print(f"samples of step {data['step']}: {', '.join(map(str, data['paths']))}")
@@ -213,6 +221,11 @@ class Terminal:
         if self.width:
             print(flush=True)
         self.width = 0
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 # ---------------------------------------------------------------- caption

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .errors import LoomError
 
@@ -27,6 +28,19 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def free_memory(device: Any) -> int | None:
+    """Bytes that torch may still take there; None where nobody knows."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        import psutil  # comes with accelerate and with ComfyUI
+    except ImportError:
+        return None
+    return psutil.virtual_memory().available
 
 
 def best_device(device: str) -> str:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from . import loop, optim
+from . import estimate, loop, optim
 from .adapters import Adapter, adapted, select, size
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
@@ -188,29 +188,31 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
                 state = State(adapters, config, steps, model.device)
                 _begin(state, adapters, first, written, saver)
                 objective = Objective(model, adapters, config.loss)
-                validate = Validation(objective, checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
-                watch = saver.watching(state, log)
-                watched = Hooks(pictures.watching(state, watch) if pictures else watch, hooks.poll, hooks.should_stop, hooks.event)
-                try:
-                    if pictures and not state.step:
-                        pictures.draw(state)
-                    with torch.enable_grad():
-                        loop.train(state, objective, lambda skip: source(skip=skip), config, watched, validate, fitting.split)
-                except torch.OutOfMemoryError:
-                    written = state.written()  # as after the last whole step
-                    cheaper = fitting.cheaper(config.train.batch_size, model.can_offload)
-                    if cheaper is None:
+                needs = estimate.memory(state, objective, encoded, config, fitting.split)
+                cheaper = None if needs.fits else fitting.cheaper(config.train.batch_size, model.can_offload)
+                if cheaper is None:
+                    hooks.event("memory", {"text": str(needs), "base": needs.base, "adapters": needs.adapters, "step": needs.step, "free": needs.free,
+                                           "disk": estimate.disk(state, config, saver.reserve.size, pictures.bytes if pictures else 0)})
+                    validate = Validation(objective, checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
+                    watch = saver.watching(state, log)
+                    watch = estimate.Clock(hooks).watching(pictures.watching(state, watch) if pictures else watch)
+                    try:
+                        if pictures and not state.step:
+                            pictures.draw(state)
+                        with torch.enable_grad():
+                            loop.train(state, objective, lambda skip: source(skip=skip), config, replace(hooks, progress=watch), validate, fitting.split)
+                    except torch.OutOfMemoryError:
+                        written = state.written()  # as after the last whole step
+                        cheaper = fitting.cheaper(config.train.batch_size, model.can_offload)
+                        if cheaper is None:
+                            saver.finish(state)
+                            raise
+                    except BaseException:
                         saver.finish(state)
                         raise
-                except BaseException:
-                    saver.finish(state)
-                    raise
-                else:
-                    saver.finish(state)
-                    notes = [f"Memory ran out, so these were changed: {', '.join(changes)}"] if changes else []
-                    if pictures is None:
-                        return state, notes, []
-                    return state, notes + ([f"No more samples after {pictures.failure}"] if pictures.failure else []), pictures.newest
+                    else:
+                        saver.finish(state)
+                        return state, _notes(changes, pictures), pictures.newest if pictures else []
         except LoomError as error:
             if saver.path is not None and state is not None:
                 raise LoomError(f"{error}. What was learned in {state.step} steps is saved as {saver.path.name}") from error
@@ -221,10 +223,15 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
                             f"lower the resolution ({dataset.resolution}) or the rank ({config.adapter.rank}), or choose smaller targets.{kept}") from error
         changes.append(cheaper.difference(fitting))
         fitting = cheaper
-        hooks.event("out of memory", {"step": state.step + 1, "change": changes[-1]})
+        hooks.event("out of memory", {"step": state.step + 1, "change": changes[-1], "needed": str(needs)})
         gc.collect()
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _notes(changes: list[str], pictures: Samples | None) -> list[str]:
+    notes = [f"So that it fits into memory, these were changed: {', '.join(changes)}"] if changes else []
+    return notes + ([f"No more samples after {pictures.failure}"] if pictures and pictures.failure else [])
 
 
 def _begin(state: State, adapters: list[Adapter], first: dict[str, dict[str, torch.Tensor]], written: Written | None, saver: Saver) -> None:

@@ -23,6 +23,7 @@ class _Row:
     name: str
     package: str  # what pip calls it; "" for torch's own
     options: Callable[[OptimConfig, bool], dict[str, Any]]  # for (configuration, whether everything is on CUDA)
+    kept: float = 8.0  # bytes a trained value, beside the value and its gradient
     cuda_only: bool = False
 
 
@@ -34,18 +35,24 @@ OPTIMIZERS = {
     # Loshchilov & Hutter 2019, arXiv:1711.05101
     "adamw": _Row("torch.optim", "AdamW", "", lambda c, cuda: {**_common(c, cuda), "fused": cuda}),
     # Dettmers et al. 2022, arXiv:2110.02861
-    "adamw8bit": _Row("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _common, cuda_only=True),
-    "paged_adamw8bit": _Row("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes", _common, cuda_only=True),
+    "adamw8bit": _Row("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _common, kept=2.1, cuda_only=True),
+    "paged_adamw8bit": _Row("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes", _common, kept=2.1, cuda_only=True),
     # Shazeer & Stern 2018, arXiv:1804.04235, at the rate that is given: torch scales its own by the weights, and B starts at 0
     "adafactor": _Row("transformers.optimization", "Adafactor", "transformers",
-                      lambda c, cuda: {"weight_decay": c.weight_decay, "scale_parameter": False, "relative_step": False}),
+                      lambda c, cuda: {"weight_decay": c.weight_decay, "scale_parameter": False, "relative_step": False}, kept=0.4),
     # Chen et al. 2023, arXiv:2302.06675; its own second beta is 0.99
-    "lion": _Row("lion_pytorch", "Lion", "lion-pytorch", lambda c, cuda: {"betas": (c.beta1, min(c.beta2, 0.99)), "weight_decay": c.weight_decay}),
+    "lion": _Row("lion_pytorch", "Lion", "lion-pytorch", lambda c, cuda: {"betas": (c.beta1, min(c.beta2, 0.99)), "weight_decay": c.weight_decay}, kept=4.0),
     # Mishchenko & Defazio 2023, arXiv:2306.06101, with its authors' advice for diffusion models
-    "prodigy": _Row("prodigyopt", "Prodigy", "prodigyopt", lambda c, cuda: {**_common(c, cuda), "use_bias_correction": True, "safeguard_warmup": True}),
+    "prodigy": _Row("prodigyopt", "Prodigy", "prodigyopt",
+                    lambda c, cuda: {**_common(c, cuda), "use_bias_correction": True, "safeguard_warmup": True}, kept=14.0),
     # Defazio et al. 2024, arXiv:2405.15682; it warms up by itself
     "schedule_free_adamw": _Row("schedulefree", "AdamWScheduleFree", "schedulefree", lambda c, cuda: {**_common(c, cuda), "warmup_steps": c.warmup_steps}),
 }
+
+
+def kept_bytes(config: OptimConfig, values: int) -> int:
+    """What the optimizer and the moving average keep beside `values` trained fp32 values and their gradients."""
+    return round(values * (OPTIMIZERS[config.optimizer].kept + (4 if config.ema_decay else 0)))
 
 
 def find(name: str) -> type[torch.optim.Optimizer]:

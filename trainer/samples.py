@@ -44,6 +44,11 @@ class Samples:
         self.shape = Counter(tuple(z.shape) for z in encoded.latents).most_common(1)[0][0]
         return self
 
+    @property
+    def bytes(self) -> int:
+        """About what drawing once writes: PNG files of photos take some two bytes a pixel."""
+        return len(self.prompts) * 64 * self.shape[-2] * self.shape[-1] * 2
+
     def watching(self, state: State, then: Callable[[Progress], None]) -> Callable[[Progress], None]:
         """The progress hook `then`, and the pictures after it."""
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from lora_loom.trainer.backbones.families import FAMILIES
@@ -16,6 +17,7 @@ from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.job import train
 from lora_loom.trainer.runs import lora_names
 from lora_loom.trainer.toy import stars
+from PIL import Image
 from safetensors.torch import load_file
 
 
@@ -82,6 +84,11 @@ class Clip:
         return found
 
 
+    def encode_from_tokens_scheduled(self, text: str) -> list:
+        found = self.encode_from_tokens(text, True, True)
+        return [[found.pop("cond"), {name: value for name, value in found.items() if value is not None}]]
+
+
 class Vae:
     def __init__(self, shallow: Shallow) -> None:
         self.shallow, self.first_stage_model = shallow, torch.nn.Module()
@@ -93,6 +100,12 @@ class Vae:
         small = torch.nn.functional.adaptive_avg_pool2d(pixels.movedim(-1, 1), (pixels.shape[1] // self.shallow.scale, pixels.shape[2] // self.shallow.scale))
         latents = small.mean(1, keepdim=True).repeat(1, self.shallow.latents[0], 1, 1) * 2 - 1
         return latents.unsqueeze(2) if self.latent_dim == 3 else latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(1, H, W, 3); a video VAE gives frames, (1, T, H, W, 3)."""
+        flat = latents.mean(1) * 0.25 + 0.5
+        pixels = flat.repeat_interleave(self.shallow.scale, -1).repeat_interleave(self.shallow.scale, -2).unsqueeze(-1)
+        return pixels.expand(*pixels.shape[:-1], 3)
 
 
 def network_of(shallow: Shallow):
@@ -173,8 +186,12 @@ def test_trains_saves_loads_and_changes_the_picture(family, tmp_path: Path, capl
     opened = open_model(family)
     assert opened.family is FAMILIES[name] and opened.prediction == "flow"
     dataset = read_dataset(stars.write(tmp_path / "stars", 3), resolution=64, min_size=64)
-    result = train(opened, dataset, CONFIG, loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
+    opened.family = dataclasses.replace(opened.family, sampler=("euler", "simple", 2))
+    config = CONFIG.replace(samples={"sample_steps": 2, "sample_prompts": ("a star",)})
+    result = train(opened, dataset, config, loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
     assert all(0 < loss < 1000 for loss in result.losses)
+    drawn = [np.asarray(Image.open(result.run_folder / "samples" / f"step{step:06d}_1.png")) for step in (0, 2)]
+    assert drawn[0].shape == (64, 64, 3) and (drawn[0] != drawn[1]).any()
 
     after = {k: (v.data_ptr(), v.flatten()[:64].clone()) for k, v in model.model.diffusion_model.state_dict().items()}
     assert weights.keys() == after.keys() and all(weights[k][0] == after[k][0] and torch.equal(weights[k][1], after[k][1]) for k in weights)

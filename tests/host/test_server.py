@@ -8,10 +8,12 @@ import shutil
 import sys
 import time
 import types
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 import torch  # noqa: E402
@@ -84,7 +86,7 @@ def toy(steps: int = 8, **changes: dict) -> dict:
 
 def training(folder: str = "lora_loom_stars", steps: int = 2, config: dict | None = None, dataset: dict | None = None, **train) -> dict:
     """Only what TrainLoRA needs, with TrainLoRA as node 5."""
-    whole = toy(steps, n2={"folder": folder, **(dataset or {})}, n4={"preservation": 0.0, **(config or {})}, n5={"name": "small", **train})
+    whole = toy(steps, n2={"folder": folder, **(dataset or {})}, n4={"preservation": 0.0, **(config or {})}, n5={"name": "small", "sample_steps": 0, **train})
     return {key: whole[key] for key in ("1", "2", "4", "5")}
 
 
@@ -173,6 +175,57 @@ def test_presets_for_the_page(comfy):
     answer = comfy.get("/lora_loom/presets")
     assert answer["low vram"]["values"]["gradient_checkpointing"] is True and answer["low vram"]["values"]["rank"] == 8
     assert all(preset["about"][language] for preset in answer.values() for language in ("en", "zh"))
+
+
+def test_ones_own_presets_over_http(comfy):
+    kept = comfy.post("/lora_loom/presets", {"name": "我的 预设", "values": {"rank": 24, "alpha": 24, "target_modules": "to_q$\nto_k$ rank=4", "preservation_words": "dog, cat",
+                                                                        "init_lora": "secret.safetensors", "nonsense": 3}})
+    assert kept == {"name": "我的 预设"}
+    path = comfy.base / "user" / "lora_loom" / "presets" / "我的_预设.yaml"
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == {"values": {
+        "adapter": {"rank": 24, "alpha": 24, "target_modules": ["to_q$", "to_k$ rank=4"]}, "loss": {"preservation_words": ["dog", "cat"]}}}
+    values = comfy.get("/lora_loom/presets")["我的 预设"]["values"]
+    assert values["rank"] == 24 and values["target_modules"] == "to_q$\nto_k$ rank=4" and values["preservation_words"] == "dog, cat"
+    info = comfy.get("/object_info/LoRAConfig")["LoRAConfig"]["input"]["required"]["preset"]
+    assert "我的 预设" in (info[0] if isinstance(info[0], list) else info[1]["options"])
+    for wrong, said in (({"name": "Person", "values": {}}, "LoRA Loom's own"), ({"name": "../x", "values": {}}, "'/'"), ({"name": 3, "values": {}}, "no preset"), ([], "no preset"),
+                        ({"name": "bad", "values": {"rank": 0}}, "below 1"), ({"name": "bad", "values": {"rank": "many"}}, "whole number")):
+        answer = comfy.post("/lora_loom/presets", wrong)
+        assert answer["status"] == 400 and said in answer["error"], answer
+    path.write_bytes(b"\xff")  # a broken file of one's own hides no other
+    presets = comfy.get("/lora_loom/presets")
+    assert "cannot be read" in presets["我的 预设"]["error"] and presets["person"]["values"]["rank"] == 16
+    path.unlink()
+
+
+def test_a_run_s_config_becomes_widget_values(comfy):
+    well(comfy.run(training(steps=2, config={"rank": 6, "alpha": 3, "targets": "attention+ff"}, name="again", seed=next(_seed), learning_rate=3e-4, sample_prompts="a\nb")))
+    run = comfy.base / "output" / "lora_loom" / "again"
+    request = urllib.request.Request(comfy.url + "/lora_loom/config", (run / "config.yaml").read_bytes())
+    with urllib.request.urlopen(request) as answer:
+        found = json.load(answer)
+    assert found["LoRAConfig"]["rank"] == 6 and found["LoRAConfig"]["alpha"] == 3 and found["LoRAConfig"]["targets"] == "attention+ff"
+    assert found["TrainLoRA"]["steps"] == 2 and found["TrainLoRA"]["learning_rate"] == 3e-4 and found["TrainLoRA"]["name"] == "again"
+    assert found["TrainLoRA"]["sample_prompts"] == "a\nb"
+    inputs = comfy.get("/object_info/LoRAConfig")["LoRAConfig"]["input"]
+    assert found["LoRAConfig"].keys() <= inputs["optional"].keys()
+    for data, said in ((b"\xff\xfe", "no UTF-8"), (b"- 1", "holds"), (b"x" * 300_000, "larger"), (b"adapter: {rnak: 1}", "did you mean 'rank'")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(comfy.url + "/lora_loom/config", data))
+        assert refused.value.code == 400 and said in json.load(refused.value)["error"]
+
+
+def test_samples_while_training_reach_the_page(comfy):
+    outcome = comfy.run(training(steps=4, name="sampled", seed=next(_seed), sample_steps=2, sample_prompts="a red star on a blue background\n\na red circle on a blue background"))
+    well(outcome)
+    drawn = [data for kind, data in outcome.messages if kind == "lora_loom.sample"]
+    assert [data["step"] for data in drawn] == [0, 2, 4] and all(data["node"] == "5" for data in drawn)
+    assert drawn[1]["files"] == ["step000002_1.png", "step000002_2.png"] and "paths" not in drawn[1]
+    shown = outcome.history["outputs"]["5"]["images"]
+    assert [image["filename"] for image in shown] == ["step000004_1.png", "step000004_2.png"]
+    assert all(Image.open(comfy.base / "output" / image["subfolder"] / image["filename"]).size == (64, 64) for image in shown)
+    previews = [m for m in outcome.binary if int.from_bytes(m[:4], "big") in (1, 4)]
+    assert len(previews) >= 3 and b"\xff\xd8" in previews[0]
 
 
 def check_toy_run(comfy, outcome, steps: int) -> None:

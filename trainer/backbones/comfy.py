@@ -229,6 +229,9 @@ class ComfyModel:
         """
         comfy.model_management.load_models_gpu([self.patcher, *([self.clip.patcher] if text_encoders else [])], memory_required=room)
 
+    def memory(self) -> tuple[int, int | None]:
+        return int(self.patcher.loaded_size()), int(comfy.model_management.get_free_memory(self.device))
+
     def _room(self, largest: tuple[int, ...], checkpointing: bool) -> float:
         """Bytes that a step takes beside the weights, roughly: SD1.5 at 256x256 on the CPU took 0.28 (attention) to 0.4 MiB a latent
         cell and byte of its dtype, scratch space included (bench/RESULTS.md); a third of it with checkpointing."""

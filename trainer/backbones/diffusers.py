@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from ..devices import best_device
+from ..devices import best_device, free_memory
 from ..errors import LoomError
 from .diffusers_load import Parts, load_parts
 from .families import FAMILIES
@@ -140,6 +140,9 @@ class DiffusersModel:
             if checkpointing:
                 self.unet.disable_gradient_checkpointing()
             self.unet.eval()
+
+    def memory(self) -> tuple[int, int | None]:
+        return sum(p.numel() * p.element_size() for p in self.unet.parameters() if not p.requires_grad), free_memory(self.device)
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)

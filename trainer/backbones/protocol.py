@@ -84,6 +84,9 @@ class TrainableModel(Protocol):
         """Everything that is changed for a run, undone on every way out; entered before there are adapters. `largest` is the
         shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it; offload: they keep the base off the device."""
 
+    def memory(self) -> tuple[int, int | None]:
+        """(bytes of the base model on `device`, bytes free there beside it; None where nobody knows), inside `training`."""
+
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and timesteps (B,): integers, or sigmas in 0..1 for flow."""
 

@@ -90,6 +90,7 @@ class Reservation:
     """Disk space held from the start, so that a disk that fills up meanwhile cannot cost the result."""
 
     def __init__(self, folder: Path, size: int) -> None:
+        self.size = size
         _make(folder)
         free = shutil.disk_usage(folder).free
         if free < size:

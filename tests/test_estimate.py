@@ -1,0 +1,145 @@
+"""Known before the start: memory against what a real step takes, disk against what is written, and the plan where it would not fit."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lora_loom.trainer import estimate, loop, optim
+from lora_loom.trainer.backbones import diffusers as backbone
+from lora_loom.trainer.config import LoomConfig
+from lora_loom.trainer.data.folder import Dataset, read_dataset
+from lora_loom.trainer.hooks import Hooks, Progress
+from lora_loom.trainer.job import Result, train
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+CONFIG = LoomConfig().replace(adapter={"rank": 4, "alpha": 4.0}, optim={"learning_rate": 1e-3, "scheduler": "constant"}, loss={"caption_dropout": 0.0},
+                              train={"steps": 3, "precision": "fp32", "seed": 5}, output={"name": "toy", "save_dtype": "fp32"})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return pictures(tmp_path, 64)
+
+
+def pictures(folder: Path, side: int) -> Dataset:
+    folder = folder / f"shapes{side}"
+    folder.mkdir()
+    for colour in ("red", "green", "blue", "yellow"):
+        image = Image.new("RGB", (side, side), "white")
+        ImageDraw.Draw(image).ellipse((side // 5, side // 4, side * 3 // 4, side * 4 // 5), fill=colour)
+        image.save(folder / f"{colour}.png")
+        (folder / f"{colour}.txt").write_text(f"a {colour} star", encoding="utf-8")
+    return read_dataset(folder, resolution=side, min_size=32, trigger_word="star")
+
+
+def run(dataset: Dataset, config: LoomConfig, folder: Path, model: backbone.DiffusersModel | None = None, **hooks: object) -> Result:
+    return train(model or backbone.load("toy_base", "cpu", "fp32"), dataset, config, loras_folder=folder / "loras", runs_folder=folder / "runs", hooks=Hooks(**hooks))
+
+
+def test_the_peak_is_that_of_the_tensors() -> None:
+    layer, x = torch.nn.Linear(100, 50, bias=False), torch.randn(1000, 100)
+    with torch.no_grad(), estimate.Peak() as peak:
+        first = layer(x)  # 200,000 bytes
+        second = first * 2
+        del first
+        third = second.view(10, -1)  # the same bytes
+        fourth = third + 1
+    assert peak.live == 400_000 and peak.peak == 400_000 and fourth.shape == (10, 5000)
+    del second, third, fourth
+    assert peak.live == 0
+
+
+@pytest.mark.parametrize(("side", "change"), [
+    (64, {}), (128, {}), (256, {}), (128, {"train": {"batch_size": 4}}), (256, {"adapter": {"targets": "all linear+conv", "algorithm": "lokr"}}),
+    (128, {"loss": {"preservation": 1.0}}), (128, {"adapter": {"algorithm": "dora"}}), (128, {"adapter": {"train_text_encoder": True}}),
+    (256, {"train": {"gradient_checkpointing": True}}), (128, {"train": {"gradient_checkpointing": True, "batch_size": 2}})],
+    ids=["64", "128", "256", "batch", "lokr", "preservation", "dora", "text encoder", "checkpointing", "checkpointing, batch"])
+def test_a_step_takes_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, change: dict) -> None:
+    """Within the tenth that was promised; the checkpointed toy is all small parts, which do not all grow alike."""
+    found, real = {}, []
+
+    def first_step(state, objective, source, config, *_) -> None:
+        question = objective.draw(next(source(0)), torch.Generator().manual_seed(0))
+        for parameter in state.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        with estimate.Peak() as peak:
+            objective(question).backward()
+        real.append(peak.peak)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", first_step)
+    with pytest.raises(KeyboardInterrupt):
+        run(pictures(tmp_path, side), CONFIG.replace(**change), tmp_path, event=lambda name, data: found.update({name: data}))
+    allowed = 0.3 if "gradient_checkpointing" in change.get("train", {}) else 0.1
+    assert found["memory"]["step"] == pytest.approx(real[0], rel=allowed)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw"])
+def test_the_optimizer_keeps_what_was_said(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+    states, whole = [], loop.train
+    monkeypatch.setattr(loop, "train", lambda state, *args: (states.append(state), whole(state, *args)))
+    config = CONFIG.replace(optim={"optimizer": optimizer, "learning_rate": 1.0 if optimizer == "prodigy" else 1e-4, "ema_decay": 0.0 if "free" in optimizer else 0.9}, train={"steps": 1})
+    run(dataset, config, tmp_path)
+    [state] = states
+    values = sum(p.numel() for p in state.parameters)
+    kept = sum(t.numel() * t.element_size() for slot in state.optimizer.state.values() for t in slot.values() if isinstance(t, torch.Tensor) and t.numel() > 1)
+    kept += sum(t.numel() * 4 for t in state.average.values) if state.average else 0
+    assert optim.kept_bytes(config.optim, values) == pytest.approx(kept, rel=0.1, abs=0.7 * values)
+
+
+def test_asking_changes_nothing(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.replace(adapter={"dropout": 0.3, "module_dropout": 0.2}, loss={"caption_dropout": 0.3}, optim={"ema_decay": 0.5})
+    asked = run(dataset, config, tmp_path / "asked")
+    monkeypatch.setattr(estimate, "memory", lambda *_: estimate.Memory(0, 0, 0, None))
+    plain = run(dataset, config, tmp_path / "plain")
+    mine, theirs = load_file(asked.path), load_file(plain.path)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs) and asked.losses == plain.losses
+
+
+def test_the_disk_takes_no_more_than_was_said(dataset: Dataset, tmp_path: Path) -> None:
+    found: dict[str, dict] = {}
+    config = CONFIG.replace(train={"steps": 6}, output={"save_steps": 2, "save_dtype": "fp32"}, samples={"sample_steps": 3})
+    stopped = run(dataset, config, tmp_path, event=lambda name, data: found.update({name: data}), should_stop=lambda: True)
+    assert stopped.steps == 1
+    result = run(dataset, config, tmp_path, event=lambda name, data: found.update({name: data}))
+    written = sum(path.stat().st_size for path in [result.path, *result.run_folder.rglob("*")] if path.is_file() and "tfevents" not in path.name)
+    assert 0.1 * found["memory"]["disk"] < written <= found["memory"]["disk"]
+
+
+def test_what_would_not_fit_is_planned_before_the_first_step(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory as it would be on a small card: the run begins with the plan that fits, and learns the same."""
+    config, events = CONFIG.replace(train={"batch_size": 4}), []
+    whole = run(dataset, config, tmp_path / "whole", event=lambda name, data: events.append((name, data)))
+    needs = next(data for name, data in events if name == "memory")
+    model = backbone.load("toy_base", "cpu", "fp32")
+    model.memory = lambda: (12_000_000, needs["adapters"] + needs["step"] // 6)
+    events.clear()
+    small = run(dataset, config, tmp_path / "small", model, event=lambda name, data: events.append((name, data)))
+    plans = [data for name, data in events if name == "out of memory"]
+    assert [plan["change"] for plan in plans] == ["gradient checkpointing on", "each micro-batch in 2 parts", "each micro-batch in 4 parts"][:len(plans)] and plans
+    assert all(plan["step"] == 1 for plan in plans) and "free for the last two" in plans[0]["needed"]
+    assert "So that it fits into memory, these were changed: gradient checkpointing on" in small.report
+    assert small.losses == pytest.approx(whole.losses, rel=1e-4)
+    finally_needed = next(data for name, data in events if name == "memory")
+    assert finally_needed["step"] < needs["step"]
+
+
+def test_what_fits_no_plan_is_tried_all_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    """An estimate is no verdict: where even the cheapest plan seems too dear, the run is tried with it."""
+    model = backbone.load("toy_base", "cpu", "fp32")
+    model.memory = lambda: (12_000_000, 1000)
+    assert run(dataset, CONFIG, tmp_path, model).steps == 3
+
+
+def test_the_time_is_that_of_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, events = [100.0], []
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: clock[0])
+    watch = estimate.Clock(Hooks(event=lambda name, data: events.append((name, data)))).watching(lambda now: None)
+    clock[0] = 109.0  # the first step warms up
+    for step in range(1, 6):
+        watch(Progress("train", step, 50))
+        clock[0] += 2.0
+    [(name, data)] = events
+    assert name == "estimate" and data == {"step": 3, "seconds_per_step": 2.0, "seconds": 13.0 + 47 * 2.0}

@@ -1,0 +1,151 @@
+"""What a run will take, before its first step: memory from the model itself, asked in small; disk from the shapes; time from its first steps.
+
+Nothing of a run's random numbers is used, and no gradient is left behind.
+"""
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import optim
+from .backbones.protocol import Batch
+from .config import LoomConfig
+from .data.batches import Encoded
+from .hooks import Hooks, Progress
+from .objective import Objective
+from .state import State
+
+MIB = 2**20
+_TIMED = 3  # steps, of which the first warms up
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once, forward and backward, on any device; scratch space of kernels is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if id(storage) not in given and storage not in self._known:
+                    size = storage.nbytes()
+                    self._known[storage] = size
+                    self.live += size
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._freed, size)
+        return made
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device: the base model's weights, everything that belongs to the adapters, the most that a micro-batch's part takes beside them;
+    and what was free for the last two (None where nobody knows)."""
+
+    base: int
+    adapters: int
+    step: int
+    free: int | None
+
+    @property
+    def fits(self) -> bool:
+        return self.free is None or self.adapters + self.step <= self.free
+
+    def __str__(self) -> str:
+        parts = f"base model {self.base / MIB:,.0f}, LoRA and optimizer {self.adapters / MIB:,.0f}, a step {self.step / MIB:,.0f}"
+        free = "" if self.free is None else f"; free for the last two: {self.free / MIB:,.0f}"
+        return f"about {(self.base + self.adapters + self.step) / MIB:,.0f} MiB ({parts}{free})"
+
+
+def memory(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, split: int) -> Memory:
+    """Asked in two small sizes and drawn out to the largest, for what autograd keeps grows with the picture's area."""
+    latents = max(encoded.latents, key=lambda z: z.shape[-2] * z.shape[-1])
+    rows, area = -(-min(config.train.batch_size, len(encoded)) // split), latents.shape[-2] * latents.shape[-1]
+    trained = sum(p.numel() * p.element_size() for p in state.parameters)
+    adapters, (base, free) = trained * 2 + optim.kept_bytes(config.optim, trained // 4), objective.model.memory()
+    found: dict[int, int] = {}
+    try:
+        for size in _smaller(tuple(latents.shape[-2:]), max(1, objective.model.family.size_multiple // 8)):
+            found[size[0] * size[1]] = _peak(objective, _corner(encoded, latents, size), state)
+    except torch.OutOfMemoryError:  # not even these fit
+        return Memory(base, adapters, (free or 0) + 1, free or 0)
+    (small, least), (large, most) = min(found.items()), max(found.items())
+    slope = (most - least) / (large - small) if large > small else 0.0
+    return Memory(base, adapters, rows * round(least + slope * (area - small)), free)
+
+
+def disk(state: State, config: LoomConfig, file_bytes: int, sample_bytes: int) -> int:
+    """Bytes that the run will write: LoRA files, the state to resume from (twice while it is replaced), `sample_bytes` each time that samples are drawn."""
+    output, every = config.output, config.samples.sample_steps
+    values = sum(p.numel() for p in state.parameters)
+    saves = (state.steps - 1) // output.save_steps if output.save_steps else 0
+    saves = min(saves, output.keep_checkpoints) if output.keep_checkpoints else saves
+    drawn = 2 + (state.steps - 1) // every if every else 0
+    return file_bytes * (2 + saves) + 2 * (4 * values + optim.kept_bytes(config.optim, values)) + drawn * sample_bytes
+
+
+class Clock:
+    """How long the run will take, from its first steps; what comes between steps (samples, validation) is counted as it was seen."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks, self.seen, self.estimate = hooks, [], None
+        self.started = time.monotonic()
+
+    def watching(self, then: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """The progress hook `then`, and the event "estimate" after the first steps."""
+
+        def progress(now: Progress) -> None:
+            self.seen.append(time.monotonic())
+            then(now)
+            if len(self.seen) == _TIMED and now.total > now.step:
+                step = (self.seen[-1] - self.seen[0]) / (_TIMED - 1)
+                self.estimate = time.monotonic() - self.started + step * (now.total - now.step)
+                self.hooks.event("estimate", {"step": now.step, "seconds_per_step": step, "seconds": self.estimate})
+
+        return progress
+
+
+def _smaller(full: tuple[int, int], unit: int) -> list[tuple[int, int]]:
+    """About a quarter and a half of the sides, in whole units; the full size where it is no larger."""
+    fitted = lambda side, share: min(side, max(unit, round(side * share / unit) * unit))
+    return sorted({tuple(fitted(side, share) for side in full) for share in (0.25, 0.5)})
+
+
+def _corner(encoded: Encoded, latents: torch.Tensor, size: tuple[int, int]) -> Batch:
+    row = next(i for i, z in enumerate(encoded.latents) if z is latents)
+    caption = encoded.captions[row]
+    preserved = None if encoded.preserved is None else [encoded.preserved[caption][0]]
+    batch = encoded.batch([row], [caption], preserved)
+    cut = lambda t: None if t is None else t[..., :size[0], :size[1]].contiguous()
+    return replace(batch, latents=cut(batch.latents), masks=cut(batch.masks))
+
+
+def _peak(objective: Objective, batch: Batch, state: State) -> int:
+    device = objective.model.device
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+        question = objective.draw(batch, torch.Generator().manual_seed(0))
+        for parameter in state.parameters:  # gradients are counted elsewhere
+            parameter.grad = torch.zeros_like(parameter)
+        try:
+            with Peak() as peak:
+                objective(question).backward()
+        finally:
+            for parameter in state.parameters:
+                parameter.grad = None
+    return peak.peak
