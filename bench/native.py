@@ -5,29 +5,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import logging
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import torch
-from bases import ROOT, Base, load_sd15, load_toy, start_comfyui
+from bases import Base, load_sd15, load_toy, start_comfyui
 from meters import Meter, Weights, tidy
+from report import heading, table, write
 
-RESULTS = ROOT / "bench" / "RESULTS.md"
 PICTURES = 4  # for the timing: every case trains on the same ones
 TIMESTEPS = range(50, 1000, 100)  # of the held-out error, of 1000
 
@@ -208,10 +202,6 @@ def learn(folder: Path, chosen: list[str], rates: list[float], seeds: int, steps
     return before, found
 
 
-def table(*rows: list[str]) -> str:
-    return "\n".join(["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])])
-
-
 def timing_table(meters: dict[str, Meter]) -> str:
     first = next(iter(meters))
     reference = statistics.median(meters[first].seconds)
@@ -230,19 +220,6 @@ def error_table(before: float, found: Errors, rates: list[float]) -> str:
         medians = [statistics.median(errors[rate]) for rate in rates]
         rows.append([CASES[case][0], *(f"{m:.4f}" for m in medians), f"**{min(medians):.4f}**"])
     return table(*rows, ["no LoRA", *[""] * len(rates), f"{before:.4f}"])
-
-
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        name = next(line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name"))
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{name}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}; torch uses {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    got = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return got.stdout.strip() or "unknown"
 
 
 def options() -> argparse.Namespace:
@@ -285,26 +262,20 @@ def learning(given: argparse.Namespace, cases: list[str], folder: Path, say: Cal
 
 
 def main() -> None:
-    given, command = options(), " ".join(["python bench/native.py", *sys.argv[1:]])
+    given = options()
     cases = [c for c in CASES if c in given.only] or list(CASES)
     parts = [p for p in ("timing", "error") if p in given.only] or ["timing", "error"]
     say = partial(print, file=sys.stderr, flush=True)
     warnings.filterwarnings("ignore", "In CPU autocast")  # TrainLoraNode asks for fp32 autocast at every step
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, torch.inference_mode():  # as ComfyUI executes nodes
         comfyui = start_comfyui(Path(temporary))
-        packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "peft", "diffusers"))
-        report = [f"### {time.strftime('%Y-%m-%d %H:%M')}", f"`{command}`",
-                  f"{machine()}. Python {platform.python_version()}, {packages}, ComfyUI {comfyui}, LoRA Loom {commit()}"]
+        report = heading("python bench/native.py", f"ComfyUI {comfyui}")
         if "timing" in parts:
             report += timing(given, cases, Path(temporary), say)
             tidy()
         if "error" in parts:
             report += learning(given, cases, Path(temporary), say)
-    text = "\n\n".join(report) + "\n"
-    print(text)
-    if given.write:
-        with open(RESULTS, "a", encoding="utf-8") as file:
-            file.write("\n" + text)
+    write(report, given.write)
 
 
 if __name__ == "__main__":

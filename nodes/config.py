@@ -41,7 +41,7 @@ def widgets(config: LoomConfig) -> dict:
     """A configuration as this node's widget values: the page writes them into the node, so that what is shown is what runs."""
     whole = config.to_dict()
     texts = {name: ("\n" if mark == "\n" else ", ").join(whole[part][name]) for name, (part, mark) in _TEXTS.items()}
-    return {name: whole[part][field] for name, (part, field) in FIELDS.items()} | texts
+    return {name: whole[part][field] for name, (part, field) in FIELDS.items()} | texts | {"init_lora": config.adapter.init_lora or NONE}
 
 
 def tree(values: dict) -> presets.Values:
@@ -51,7 +51,7 @@ def tree(values: dict) -> presets.Values:
         if name in FIELDS and value is not None:
             part, field = FIELDS[name]
             found.setdefault(part, {})[field] = value
-        elif name in _TEXTS and str(value or "").strip():
+        elif name in _TEXTS and value is not None:
             part, mark = _TEXTS[name]
             found.setdefault(part, {})[name] = [word.strip() for word in str(value).split(mark) if word.strip()]
     return found
@@ -104,7 +104,7 @@ class LoRAConfig(io.ComfyNode):
                        tooltip="What stands for the trigger word in those prompts, with commas: woman, person. Empty: it is left out."),
                 option(io.Int, "gradient_accumulation_steps",
                        "Micro-batches a step: a larger batch without more memory, in more time.", min=1, max=1024),
-                option(io.Boolean, "gradient_checkpointing", "Far less memory for about a third more time. Turn it on when memory runs out."),
+                option(io.Boolean, "gradient_checkpointing", "Far less memory for more time. Turned on by itself where memory would run out."),
                 option(io.Float, "module_dropout",
                        "Share of passes that leave a whole layer's LoRA out. 0.1 helps against learning by heart.",
                        min=0.0, max=0.9, step=0.05, advanced=True),
@@ -182,8 +182,7 @@ class LoRAConfig(io.ComfyNode):
     @events.errors_shown
     def execute(cls, preset, family=ANY, init_lora=NONE, **values) -> io.NodeOutput:
         advice, given = presets.load(preset, family), tree(values)
-        if init_lora not in (None, NONE):
-            given.setdefault("adapter", {})["init_lora"] = init_lora
+        given.setdefault("adapter", {})["init_lora"] = "" if init_lora in (None, NONE) else init_lora  # the widget's, never a preset's
         config = presets.merge(advice, given)
         a = config.adapter
         steps, rate = advice.get("train", {}).get("steps"), advice.get("optim", {}).get("learning_rate")

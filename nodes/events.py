@@ -105,4 +105,4 @@ def hooks(node_id: Any) -> Hooks:
             show(node_id, f"Saved after {data['steps']} steps: {os.path.basename(data['path'])}")
         send(name.replace(" ", "_"), {"node": str(node_id), **{k: v for k, v in data.items() if k not in ("path", "paths")}})
 
-    return Hooks(progress=progress, poll=interrupted, event=event)
+    return Hooks(progress=progress, poll=interrupted, event=event, interrupts=(comfy.model_management.InterruptProcessingException,))

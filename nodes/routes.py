@@ -1,6 +1,8 @@
 """What the page asks for: presets, their saving, and a run's config.yaml as widget values. No path is taken from a request."""
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,15 +14,20 @@ from ..trainer.backbones.families import FAMILIES
 from ..trainer.errors import LoomError
 from . import config, train
 
-_MOST = 200_000  # bytes of a file that is dropped in
+_MOST = 200_000  # bytes of a request
 
 
-def _answered(handler: Callable[[web.Request], Awaitable[Any]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """The handler's answer as JSON; what it refuses as 400 with the reason."""
+def _answered(handler: Callable[[bytes], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """The handler's answer to the request's body as JSON, worked out beside the server's loop; what it refuses as 400 with the reason."""
 
     async def answer(request: web.Request) -> web.Response:
         try:
-            return web.json_response(await handler(request))
+            data = bytearray()
+            async for chunk in request.content.iter_any():
+                data += chunk
+                if len(data) > _MOST:
+                    raise LoomError(f"the request is larger than {_MOST} bytes: give a run's config.yaml or a preset")
+            return web.json_response(await asyncio.to_thread(handler, bytes(data)))
         except LoomError as error:
             return web.json_response({"error": str(error)}, status=400)
 
@@ -29,17 +36,16 @@ def _answered(handler: Callable[[web.Request], Awaitable[Any]]) -> Callable[[web
 
 def _preset(name: str) -> dict[str, Any]:
     """{about, values: widget values, families: {family: the widget values that differ there}}"""
-    plain = config.widgets(presets.merge(presets.load(name), {}))
-    families = {}
+    preset = presets.Preset(name)
+    plain, families = config.widgets(presets.merge(preset.values(), {})), {}
     for family in FAMILIES:
-        own = config.widgets(presets.merge(presets.load(name, family), {}))
+        own = config.widgets(presets.merge(preset.values(family), {}))
         if own != plain:
             families[family] = {key: value for key, value in own.items() if value != plain[key]}
-    about = {language: presets.about(name, language) for language in presets.LANGUAGES}
-    return {"about": about, "values": plain, "families": families}
+    return {"about": {language: preset.about(language) for language in presets.LANGUAGES}, "values": plain, "families": families}
 
 
-async def all_presets(_request: web.Request) -> dict[str, Any]:
+def all_presets(_body: bytes) -> dict[str, Any]:
     found = {}
     for name in presets.names():
         try:
@@ -49,26 +55,23 @@ async def all_presets(_request: web.Request) -> dict[str, Any]:
     return found
 
 
-async def save_preset(request: web.Request) -> dict[str, Any]:
-    """{name, values: widget values} -> {name}: a file of the user's own."""
+def save_preset(body: bytes) -> dict[str, Any]:
+    """{name, values: widget values, replace} -> {name}: a file of the user's own; {exists: name} where there is one that is not to be replaced."""
     try:
-        given = await request.json()
-        name, values = given["name"], given["values"]
-    except (ValueError, KeyError, TypeError):
-        name = values = None
+        given = json.loads(body)
+        name, values, replace = given["name"], given["values"], given.get("replace") is True
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        name = values = replace = None
     if not isinstance(name, str) or not isinstance(values, dict):
         raise LoomError("the request holds no preset: it takes JSON with name (text) and values (LoRAConfig's inputs)")
-    path = presets.save(name, config.tree(values))
-    return {"name": path.stem.replace("_", " ")}
+    path = presets.save(name, config.tree(values), replace)
+    return {"exists": name} if path is None else {"name": path.stem.replace("_", " ")}
 
 
-async def read_config(request: web.Request) -> dict[str, Any]:
+def read_config(body: bytes) -> dict[str, Any]:
     """The text of a run's config.yaml or of a preset -> {node: widget values} for LoRAConfig and TrainLoRA."""
-    data = await request.content.read(_MOST + 1)
-    if len(data) > _MOST:
-        raise LoomError(f"the file is larger than {_MOST} bytes: give a run's config.yaml or a preset")
     try:
-        text = data.decode("utf-8-sig")
+        text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise LoomError("the file is no UTF-8 text: give a run's config.yaml or a preset") from None
     values = presets.parse(text, "the file")

@@ -1,16 +1,18 @@
 """Known before the start: memory against what a real step takes, disk against what is written, and the plan where it would not fit."""
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
-from lora_loom.trainer import estimate, loop, optim
+from lora_loom.trainer import estimate, job, loop, optim, samples
 from lora_loom.trainer.backbones import diffusers as backbone
-from lora_loom.trainer.config import LoomConfig
+from lora_loom.trainer.backbones.families import FAMILIES
+from lora_loom.trainer.config import LoomConfig, SampleConfig
 from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.hooks import Hooks, Progress
-from lora_loom.trainer.job import Result, train
+from lora_loom.trainer.job import Result, plan, train
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
@@ -92,7 +94,7 @@ def test_the_optimizer_keeps_what_was_said(dataset: Dataset, tmp_path: Path, mon
 def test_asking_changes_nothing(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIG.replace(adapter={"dropout": 0.3, "module_dropout": 0.2}, loss={"caption_dropout": 0.3}, optim={"ema_decay": 0.5})
     asked = run(dataset, config, tmp_path / "asked")
-    monkeypatch.setattr(estimate, "memory", lambda *_: estimate.Memory(0, 0, 0, None))
+    monkeypatch.setattr(estimate, "memory", lambda *_: estimate.Memory(0, 0, 0, 0, None))
     plain = run(dataset, config, tmp_path / "plain")
     mine, theirs = load_file(asked.path), load_file(plain.path)
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs) and asked.losses == plain.losses
@@ -114,10 +116,10 @@ def test_what_would_not_fit_is_planned_before_the_first_step(dataset: Dataset, t
     whole = run(dataset, config, tmp_path / "whole", event=lambda name, data: events.append((name, data)))
     needs = next(data for name, data in events if name == "memory")
     model = backbone.load("toy_base", "cpu", "fp32")
-    model.memory = lambda: (12_000_000, needs["adapters"] + needs["step"] // 6)
+    model.memory = lambda: (12_000_000, needs["optimizer"] + needs["step"] // 6)
     events.clear()
     small = run(dataset, config, tmp_path / "small", model, event=lambda name, data: events.append((name, data)))
-    plans = [data for name, data in events if name == "out of memory"]
+    plans = [data for name, data in events if name == "will not fit"]
     assert [plan["change"] for plan in plans] == ["gradient checkpointing on", "each micro-batch in 2 parts", "each micro-batch in 4 parts"][:len(plans)] and plans
     assert all(plan["step"] == 1 for plan in plans) and "free for the last two" in plans[0]["needed"]
     assert "So that it fits into memory, these were changed: gradient checkpointing on" in small.report
@@ -131,6 +133,52 @@ def test_what_fits_no_plan_is_tried_all_the_same(dataset: Dataset, tmp_path: Pat
     model = backbone.load("toy_base", "cpu", "fp32")
     model.memory = lambda: (12_000_000, 1000)
     assert run(dataset, CONFIG, tmp_path, model).steps == 3
+
+
+def test_bf16_without_its_instructions_is_said(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    said = lambda precision, device: "several times as long as fp32" in plan(FAMILIES["toy"], dataset, CONFIG.replace(train={"precision": precision}), device)
+    assert said("bf16", torch.device("cpu")) and not said("bf16", "cuda") and not said("fp32", "cpu") and not said("auto", "cpu")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert not said("bf16", "cpu")
+
+
+def test_asking_that_fails_ends_no_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    events: list[tuple[str, dict]] = []
+    monkeypatch.setattr(estimate, "_peak", failing)
+    assert run(dataset, CONFIG, tmp_path, event=lambda name, data: events.append((name, data))).steps == 3
+    assert next(data for name, data in events if name == "memory")["text"] == "unknown"
+
+
+def test_samples_and_validation_count_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds a step, ten for samples before the first and every four steps, 1.5 for a validation every third."""
+    clock, events = [100.0], []
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: clock[0])
+    pictures = samples.Samples.__new__(samples.Samples)
+    pictures.config, pictures.failure, pictures.draws, pictures.seconds = SampleConfig(sample_steps=4), "", 1, 10.0
+    assert [pictures.to_come(step, 20) for step in (0, 3, 4, 19, 20)] == [50.0, 50.0, 40.0, 10.0, 0.0] and pictures.to_come(3, 21) == 60.0
+    config = CONFIG.replace(train={"validation_steps": 3})
+    between = functools.partial(job._between, config, 20, pictures, 9)
+    watch = estimate.Clock(Hooks(event=lambda name, data: events.append((name, data))), between).watching(lambda now: None)
+    clock[0] += 10.0  # the first samples
+    for step in range(1, 6):
+        clock[0] += 2.0
+        checked = None
+        if step % 3 == 0:
+            clock[0] += 1.5
+            checked = 0.1
+        watch(Progress("train", step, 20, validation_loss=checked))
+        if step % 4 == 0:
+            clock[0] += 10.0
+    [(name, data)] = events
+    said_between = between(4, 2.0)
+    assert data == {"step": 4, "seconds_per_step": 2.0, "seconds": 10.0 + 4 * 2 + 1.5 + 16 * 2.0 + said_between}
+    assert said_between == pytest.approx(40.0 + 6 * 4 * 9 * 2.0 / 3)
 
 
 def test_the_time_is_that_of_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,11 +25,11 @@ def test_each_preset_is_valid_and_bilingual(name):
     config = presets.merge(presets.load(name), {})
     assert isinstance(config, LoomConfig) and config.adapter.alpha == config.adapter.rank  # the rate then means what it says
     assert config.optim.warmup_steps <= config.train.steps / 10
-    for text in presets.about(name, "en"):
+    for text in presets.Preset(name).about("en"):
         assert text and text.isascii()
-    for text in presets.about(name, "zh"):
+    for text in presets.Preset(name).about("zh"):
         assert re.search("[\u4e00-\u9fff]", text)
-    assert presets.about(name, "fr") == presets.about(name, "en")
+    assert presets.Preset(name).about("fr") == presets.Preset(name).about("en")
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -100,8 +100,9 @@ def test_ones_own_preset_is_saved_listed_and_loaded(own):
     assert path == own / "我的_角色.yaml" and presets.names()[-1] == "我的 角色"
     assert presets.load("我的 角色") == {"adapter": {"rank": 24, "target_modules": ["to_q$"]}, "loss": {"preservation_words": ["dog"]}}
     assert presets.merge(presets.load("我的 角色"), {}).adapter.target_modules == ("to_q$",)
-    assert presets.about("我的 角色") == ("我的 角色", "")
-    presets.save("我的 角色", {"adapter": {"rank": 8}})  # one's own may be saved over
+    assert presets.Preset("我的 角色").about() == ("我的 角色", "")
+    assert presets.save("我的 角色", {"adapter": {"rank": 8}}) is None and presets.load("我的 角色")["adapter"]["rank"] == 24  # not without asking
+    assert presets.save("我的__角色", {"adapter": {"rank": 8}}, replace=True) == path
     assert presets.load("我的 角色") == {"adapter": {"rank": 8}}
 
 
@@ -128,6 +129,24 @@ def test_a_run_s_config_and_a_preset_are_read_alike():
 def test_a_file_that_is_none_says_why(text, message):
     with pytest.raises(LoomError, match=message):
         presets.parse(text, "the file")
+
+
+@pytest.mark.parametrize("text", [
+    "families: [sdxl]\nvalues: {}", "families: {sdxl: {adapter: [1]}}\nvalues: {}", "families: {Toy: {adapter: {rank: 9}}}\nvalues: {}", "values: {adapter: {rank: 2026-13-01}}",
+    "values: " + "[" * 2000, "title: {en: 2026-01-01}\nvalues: {}", "values: {adapter: {rank: 0b_}}", "values: 3", "values: {adapter: 3}", "title: 3\nvalues: {}",
+    "families: {sdxl: {adapter: {rank: 0}}}\nvalues: {}", "values: {adapter: {rank: " + "9" * 5000 + "}}"])
+def test_whatever_a_file_of_ones_own_holds_is_refused_in_words(own, text):
+    own.mkdir()
+    (own / "odd.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(LoomError):
+        presets.Preset("odd")
+    assert presets.Preset("person").values()["adapter"]["rank"] == 16
+
+
+def test_a_title_of_ones_own_may_be_plain_text(own):
+    own.mkdir()
+    (own / "mine.yaml").write_text("title: My preset\nvalues:\n", encoding="utf-8")
+    assert presets.Preset("mine").about("zh") == ("mine", "") and presets.Preset("mine").about() == ("My preset", "") and presets.load("mine") == {}
 
 
 def test_a_broken_file_of_ones_own_hides_no_other(own):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from lora_loom.trainer import samples
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.config import LoomConfig
 from lora_loom.trainer.data.folder import Dataset, read_dataset
@@ -88,6 +89,40 @@ def test_without_prompts_the_first_captions_are_drawn(dataset: Dataset, tmp_path
     assert drawn[0]["prompts"] == ["a blue circle", "a green circle"]
     facts = Image.open(drawn[0]["paths"][1]).text["lora_loom"]
     assert facts == "a green circle\nstep 0, seed 3"
+
+
+@pytest.mark.parametrize("place", ["sample", "encode_prompts", "release_encoders"])
+@pytest.mark.parametrize("error", [AssertionError("odd"), RecursionError("deep"), MemoryError()], ids=["assertion", "recursion", "memory"])
+def test_whatever_goes_wrong_with_them_ends_no_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception) -> None:
+    model, drawing, draw = backbone.load("toy_base", "cpu", "fp32"), [], samples.Samples.draw
+    whole = getattr(model, place)
+
+    def failing(*args: object, **more: object) -> object:
+        if place == "release_encoders" and not drawing:  # before the training it must not fail
+            return whole(*args, **more)
+        raise error
+
+    monkeypatch.setattr(model, place, failing)
+    monkeypatch.setattr(samples.Samples, "draw", lambda self, state: (drawing.append(1), draw(self, state))[1])
+    result = run(dataset, CONFIG, tmp_path, model)
+    assert result.steps == 5 and f"No more samples after {type(error).__name__}" in result.report
+
+
+def test_the_hosts_interrupt_goes_through_even_where_it_is_an_exception(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupt(Exception):
+        pass
+
+    model = backbone.load("toy_base", "cpu", "fp32")
+    monkeypatch.setattr(model, "sample", lambda *_: (_ for _ in ()).throw(Interrupt()))
+    with pytest.raises(Interrupt):
+        run(dataset, CONFIG, tmp_path, model, interrupts=(Interrupt,))
+
+
+def test_a_picture_of_no_numbers_is_no_picture(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = backbone.load("toy_base", "cpu", "fp32")
+    monkeypatch.setattr(model, "sample", lambda *_: torch.full((64, 64, 3), torch.nan))
+    result = run(dataset, CONFIG, tmp_path, model)
+    assert "values that are no numbers" in result.report and not result.samples
 
 
 class Failing(backbone.DiffusersModel):

@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from .adapter_kinds import KINDS
 from .adapter_layers import NAME, OutputOFT
 from .backbones.families import TEXT_TARGETS
-from .backbones.protocol import TrainableModel
+from .backbones.protocol import TrainableModel, is_linear
 from .config import AdapterConfig, parse_target
 from .errors import LoomError
 
@@ -86,15 +86,16 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
                             "use regular expressions over diffusers' layer names, such as attn2\\.to_k$") from error
         names = model.layer_names(prefix)
         layers = {own: m for own, m in root.named_modules() if own in names and any(w.search(names[own]) for w in wanted)}
-        odd = [own for own, m in layers.items() if not isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and hasattr(m, "weight")]
+        layers = {own: m for own, m in layers.items() if hasattr(m, "weight")}
+        odd = [own for own, m in layers.items() if not is_linear(m) and not isinstance(m, torch.nn.Conv2d)]
         if odd:
-            raise LoomError(f"MODEL has {len(odd)} layers of a quantized kind, such as {odd[0]}, which cannot be trained on yet: "
-                            "load the checkpoint in fp16, bf16 or plain fp8")
+            raise LoomError(f"MODEL has {len(odd)} layers of the kind {type(layers[odd[0]]).__name__}, such as {odd[0]}, which cannot be trained on: "
+                            "load the checkpoint in fp16, bf16 or fp8")
         idle = [w.pattern for w in wanted if not any(w.search(name) for name in names.values())] if prefix == "lora_unet" and config.target_modules else []
         if idle:
             raise LoomError(f"target_modules {', '.join(map(repr, idle))} find no layer of {model.family.title}: correct or remove them; "
                             f"its layers have names such as {', '.join(sorted(names.values())[:1] + sorted(names.values())[-1:])}")
-        selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own, m in layers.items() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
+        selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own in layers}
     if not selected["lora_unet"]:
         raise LoomError(f"targets {list(config.target_modules) or config.targets!r} match no layer of {model.family.title}: "
                         "use attention, attention+ff, all linear, all linear+conv, or patterns such as attn1\\.to_q$")

@@ -25,11 +25,11 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 the demo's score is too low, 2 bad input (one line on stderr), 130 Ctrl-C."""
-    options = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a Windows console may lack the letters of a file's name
     try:
+        options = _parser().parse_args(argv)
         return options.command(options)
     except LoomError as error:
         print(f"lora-loom: error: {error}", file=sys.stderr)
@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lora-loom: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # as of `lora-loom train --keys | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _version() -> str:
@@ -112,7 +115,7 @@ def train_from(config: Path, dry_run: bool = False) -> int:
         from .job import check, plan
 
         check(dataset, job.config)
-        print(describe(job), dataset.report(), "", plan(job.family, dataset, job.config), sep="\n")
+        print(describe(job), dataset.report(), "", plan(job.family, dataset, job.config, best_device(job.device)), sep="\n")
         return 0
 
     for note in job.notes:
@@ -186,14 +189,16 @@ class Terminal:
     def event(self, name: str, data: dict) -> None:
         if name == "saved":
             self.saved = data["path"]
+        elif name == "started":
+            print(data["plan"], flush=True)
         elif name == "memory":
             print(f"memory: {data['text']}; disk: up to {data['disk'] / 2**20:,.0f} MiB", flush=True)
         elif name == "estimate":
             self.end_line()
             print(f"about {duration(data['seconds'])} in all, {data['seconds_per_step']:.2f} s a step", flush=True)
-        elif name == "out of memory":
+        elif name in ("out of memory", "will not fit"):
             self.end_line()
-            print(f"note: {data['change']}, for memory ({data['needed']})", flush=True)
+            print(f"note: {name}, so {data['change']}; a step needs {data['needed']}", flush=True)
         elif name == "sample":
             self.end_line()
             print(f"samples of step {data['step']}: {', '.join(map(str, data['paths']))}")

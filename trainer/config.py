@@ -329,6 +329,8 @@ def coerce(name: str, value: Any, like: Any) -> Any:
                 raise ValueError
             return float(value)
         if isinstance(like, tuple):
+            if isinstance(value, dict) or not isinstance(value, str) and any(v is None or isinstance(v, (bool, dict, list)) for v in value):
+                raise ValueError
             return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
         if value is None or isinstance(value, (bool, dict, list)):  # YAML reads a bare yes as true
             raise ValueError

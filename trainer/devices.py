@@ -1,6 +1,7 @@
 """Which device a run without a host computes on."""
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,14 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def slow_in_bf16(device: Any) -> bool:
+    """Whether that is a CPU without bf16 instructions, where bf16 takes several times as long as fp32."""
+    import torch
+
+    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return str(device) == "cpu" and platform.machine().lower() in ("x86_64", "amd64") and all(known) and not any(ask() for ask in known)
 
 
 def free_memory(device: Any) -> int | None:

@@ -54,22 +54,23 @@ class Peak(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: the base model's weights, everything that belongs to the adapters, the most that a micro-batch's part takes beside them;
-    and what was free for the last two (None where nobody knows)."""
+    """Bytes on the device: the base model's weights; the LoRA's; its gradients and what the optimizer keeps; the most that a micro-batch's part takes
+    beside them; and what was free for the last two (None where nobody knows)."""
 
     base: int
-    adapters: int
+    lora: int
+    optimizer: int
     step: int
     free: int | None
 
     @property
     def fits(self) -> bool:
-        return self.free is None or self.adapters + self.step <= self.free
+        return self.free is None or self.optimizer + self.step <= self.free
 
     def __str__(self) -> str:
-        parts = f"base model {self.base / MIB:,.0f}, LoRA and optimizer {self.adapters / MIB:,.0f}, a step {self.step / MIB:,.0f}"
+        parts = f"base model {self.base / MIB:,.0f}, LoRA {self.lora / MIB:,.0f}, optimizer {self.optimizer / MIB:,.0f}, a step {self.step / MIB:,.0f}"
         free = "" if self.free is None else f"; free for the last two: {self.free / MIB:,.0f}"
-        return f"about {(self.base + self.adapters + self.step) / MIB:,.0f} MiB ({parts}{free})"
+        return f"about {(self.base + self.lora + self.optimizer + self.step) / MIB:,.0f} MiB ({parts}{free})"
 
 
 def memory(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, split: int) -> Memory:
@@ -77,16 +78,16 @@ def memory(state: State, objective: Objective, encoded: Encoded, config: LoomCon
     latents = max(encoded.latents, key=lambda z: z.shape[-2] * z.shape[-1])
     rows, area = -(-min(config.train.batch_size, len(encoded)) // split), latents.shape[-2] * latents.shape[-1]
     trained = sum(p.numel() * p.element_size() for p in state.parameters)
-    adapters, (base, free) = trained * 2 + optim.kept_bytes(config.optim, trained // 4), objective.model.memory()
+    optimizer, (base, free) = trained + optim.kept_bytes(config.optim, trained // 4), objective.model.memory()
     found: dict[int, int] = {}
     try:
         for size in _smaller(tuple(latents.shape[-2:]), max(1, objective.model.family.size_multiple // 8)):
             found[size[0] * size[1]] = _peak(objective, _corner(encoded, latents, size), state)
     except torch.OutOfMemoryError:  # not even these fit
-        return Memory(base, adapters, (free or 0) + 1, free or 0)
+        return Memory(base, trained, optimizer, (free or 0) + 1, free or 0)
     (small, least), (large, most) = min(found.items()), max(found.items())
     slope = (most - least) / (large - small) if large > small else 0.0
-    return Memory(base, adapters, rows * round(least + slope * (area - small)), free)
+    return Memory(base, trained, optimizer, rows * round(least + slope * (area - small)), free)
 
 
 def disk(state: State, config: LoomConfig, file_bytes: int, sample_bytes: int) -> int:
@@ -100,22 +101,25 @@ def disk(state: State, config: LoomConfig, file_bytes: int, sample_bytes: int) -
 
 
 class Clock:
-    """How long the run will take, from its first steps; what comes between steps (samples, validation) is counted as it was seen."""
+    """How long the run will take, from its first steps. `between(step, seconds of one)` gives what samples and validation will take after that step."""
 
-    def __init__(self, hooks: Hooks) -> None:
-        self.hooks, self.seen, self.estimate = hooks, [], None
-        self.started = time.monotonic()
+    def __init__(self, hooks: Hooks, between: Callable[[int, float], float] = lambda step, seconds: 0.0) -> None:
+        self.hooks, self.between = hooks, between
+        self.started = self.left = time.monotonic()
+        self.steps: list[float] = []  # seconds, without what came between
 
     def watching(self, then: Callable[[Progress], None]) -> Callable[[Progress], None]:
         """The progress hook `then`, and the event "estimate" after the first steps."""
 
         def progress(now: Progress) -> None:
-            self.seen.append(time.monotonic())
+            if now.validation_loss is None:
+                self.steps.append(time.monotonic() - self.left)
             then(now)
-            if len(self.seen) == _TIMED and now.total > now.step:
-                step = (self.seen[-1] - self.seen[0]) / (_TIMED - 1)
-                self.estimate = time.monotonic() - self.started + step * (now.total - now.step)
-                self.hooks.event("estimate", {"step": now.step, "seconds_per_step": step, "seconds": self.estimate})
+            if len(self.steps) == _TIMED and now.total > now.step and now.validation_loss is None:
+                step = sum(self.steps[1:]) / (_TIMED - 1)
+                seconds = time.monotonic() - self.started + step * (now.total - now.step) + self.between(now.step, step)
+                self.hooks.event("estimate", {"step": now.step, "seconds_per_step": step, "seconds": seconds})
+            self.left = time.monotonic()
 
         return progress
 

@@ -40,3 +40,4 @@ class Hooks:
     poll: Callable[[], None] = field(default=lambda: None)
     should_stop: Callable[[], bool] = field(default=lambda: False)
     event: Callable[[str, dict[str, Any]], None] = field(default=lambda name, data: None)
+    interrupts: tuple[type[BaseException], ...] = ()  # the host's own, where they are Exceptions: they always go through

@@ -5,6 +5,7 @@ A model comes in from the caller; nothing here knows which backbone is behind it
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from .config import LoomConfig, LossConfig, parse_target
 from .data.batches import Encoded, batches, encode, epoch_length
 from .data.buckets import bucket_for
 from .data.folder import Dataset
-from .devices import threads
+from .devices import slow_in_bf16, threads
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
@@ -30,7 +31,9 @@ from .runs import checkpoint, export, lora_names, store
 from .runs.saver import Saver
 from .samples import Samples
 from .state import State, Written
-from .validation import Validation, divided
+from .validation import TIMES, Validation, divided
+
+_log = logging.getLogger("lora_loom")
 
 __all__ = ["Hooks", "Progress", "Result", "check", "plan", "total_steps", "train"]
 
@@ -88,7 +91,7 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
                         "set LoadDataset.trigger_word to the word that all captions share, or preservation to 0")
 
 
-def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
+def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.device | str = "") -> str:
     """What will run, in words, before anything is loaded."""
     whole = dataset
     dataset, held = _divided(whole, config)
@@ -97,6 +100,8 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig) -> str:
     remarks = []
     if config.optim.warmup_steps >= total and config.optim.scheduler != "constant":
         remarks.append(f"warm-up of {config.optim.warmup_steps} steps is no shorter than the run of {total}: the full learning rate is never reached; lower it")
+    if config.train.precision == "bf16" and slow_in_bf16(device):
+        remarks.append("bf16 on this CPU takes several times as long as fp32, for it has no such instructions; set precision to auto or fp32")
     unused = [f"epochs {config.train.epochs} is not used: steps {config.train.steps} decides, set it to 0 to count by epochs"]
     return "\n".join([
         f"{family.title}: {config.adapter.algorithm} rank {config.adapter.rank} alpha {config.adapter.alpha:g} on "
@@ -144,9 +149,9 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         run = Path(runs_folder) / resume if resume else store.new_run(Path(runs_folder), config.output.name)
         (run / "checkpoints").mkdir(exist_ok=True)
         store.write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
-        store.write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config)}\n".encode())
+        store.write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config, model.device)}\n".encode())
         log = store.Log(run, log_dir, len(written[1]["history"]) if written else 0)
-        hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config)})
+        hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config, model.device)})
         saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, _facts(dataset, model))
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
         with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -188,21 +193,23 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
                 state = State(adapters, config, steps, model.device)
                 _begin(state, adapters, first, written, saver)
                 objective = Objective(model, adapters, config.loss)
-                needs = estimate.memory(state, objective, encoded, config, fitting.split)
-                cheaper = None if needs.fits else fitting.cheaper(config.train.batch_size, model.can_offload)
+                needs = _needs(state, objective, encoded, config, fitting, hooks)
+                cheaper = None if needs is None or needs.fits else fitting.cheaper(config.train.batch_size, model.can_offload)
+                short = "will not fit"
                 if cheaper is None:
-                    hooks.event("memory", {"text": str(needs), "base": needs.base, "adapters": needs.adapters, "step": needs.step, "free": needs.free,
+                    hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}),
                                            "disk": estimate.disk(state, config, saver.reserve.size, pictures.bytes if pictures else 0)})
                     validate = Validation(objective, checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
                     watch = saver.watching(state, log)
-                    watch = estimate.Clock(hooks).watching(pictures.watching(state, watch) if pictures else watch)
+                    between = partial(_between, config, steps, pictures, len(checked))
+                    watch = estimate.Clock(hooks, between).watching(pictures.watching(state, watch) if pictures else watch)
                     try:
                         if pictures and not state.step:
                             pictures.draw(state)
                         with torch.enable_grad():
                             loop.train(state, objective, lambda skip: source(skip=skip), config, replace(hooks, progress=watch), validate, fitting.split)
                     except torch.OutOfMemoryError:
-                        written = state.written()  # as after the last whole step
+                        written, short = state.written(), "out of memory"  # as after the last whole step
                         cheaper = fitting.cheaper(config.train.batch_size, model.can_offload)
                         if cheaper is None:
                             saver.finish(state)
@@ -223,10 +230,31 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
                             f"lower the resolution ({dataset.resolution}) or the rank ({config.adapter.rank}), or choose smaller targets.{kept}") from error
         changes.append(cheaper.difference(fitting))
         fitting = cheaper
-        hooks.event("out of memory", {"step": state.step + 1, "change": changes[-1], "needed": str(needs)})
+        hooks.event(short, {"step": state.step + 1, "change": changes[-1], "needed": str(needs)})
         gc.collect()
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _needs(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, fitting: Fitting, hooks: Hooks) -> estimate.Memory | None:
+    """What is known of the memory that a step will take; None where asking failed, which ends no run."""
+    try:
+        return estimate.memory(state, objective, encoded, config, fitting.split)
+    except hooks.interrupts:
+        raise
+    except Exception as error:
+        _log.info("no estimate of the memory: %s", error)
+        return None
+
+
+def _between(config: LoomConfig, total: int, pictures: Samples | None, checked: int, step: int, seconds: float) -> float:
+    """Seconds that samples and validation will take after that step. A validation asks each picture several times, forward alone: a third of a step."""
+    found = pictures.to_come(step, total) if pictures else 0.0
+    every = config.train.validation_steps
+    if every:
+        left = total // every - step // every + bool(total % every)
+        found += left * TIMES * -(-checked // config.train.batch_size) * seconds / 3 / config.train.gradient_accumulation_steps
+    return found
 
 
 def _notes(changes: list[str], pictures: Samples | None) -> list[str]:

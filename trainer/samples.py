@@ -1,13 +1,14 @@
 """Pictures on the way: the same prompts and noise each time, through the host's own sampler, on the adapters as they are.
 
-They are for the eye: nothing of the training's random numbers is used, and a sampler that fails ends no run.
+They are for the eye: nothing of the training's random numbers is used, and what goes wrong with them ends no run.
 """
 from __future__ import annotations
 
 import io
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,8 +24,6 @@ from .hooks import Hooks, Progress
 from .runs import store
 from .state import State
 
-FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, LoomError)  # no host's interrupt is among them
-
 
 class Samples:
     """Draws into the run's folder `samples/`, before the first step, every `sample_steps` and after the last."""
@@ -33,11 +32,24 @@ class Samples:
         """live_text: text encoders are trained, so prompts are encoded anew each time; else once, here, while the encoder is at hand."""
         self.model, self.config, self.run, self.log, self.hooks = model, config, run, log, hooks
         self.prompts = list(config.sample_prompts) or list(dict.fromkeys(filter(None, map(dataset.caption, dataset.pictures))))[:2]
-        self.conditions = None if live_text else self._encoded()
         self.shape: tuple[int, ...] = ()
-        self.seconds = 0.0
-        self.failure = ""
+        self.draws, self.seconds, self.failure = 0, 0.0, ""
         self.newest: list[Path] = []
+        self.conditions: list | None = None
+        if not live_text:
+            with self._guarded(0):
+                self.conditions = self._encoded()
+
+    @contextmanager
+    def _guarded(self, step: int) -> Iterator[None]:
+        """An error inside is said once, in an event and in the report; then there are no more pictures."""
+        try:
+            yield
+        except self.hooks.interrupts:
+            raise
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            self.hooks.event("sample failed", {"step": step, "reason": self.failure})
 
     def shaped(self, encoded: Encoded) -> Samples:
         """As most of the pictures are."""
@@ -47,7 +59,7 @@ class Samples:
     @property
     def bytes(self) -> int:
         """About what drawing once writes: PNG files of photos take some two bytes a pixel."""
-        return len(self.prompts) * 64 * self.shape[-2] * self.shape[-1] * 2
+        return len(self.prompts) * self.model.family.cell ** 2 * self.shape[-2] * self.shape[-1] * 2
 
     def watching(self, state: State, then: Callable[[Progress], None]) -> Callable[[Progress], None]:
         """The progress hook `then`, and the pictures after it."""
@@ -60,29 +72,34 @@ class Samples:
         return progress
 
     def draw(self, state: State) -> None:
-        """One picture a prompt. What fails is said once, in an event and in the report; then there are no more."""
+        """One picture a prompt, unless something has gone wrong before."""
         if self.failure:
             return
         started, paths = time.monotonic(), []
-        try:
+        with self._guarded(state.step):
             cuda = [self.model.device] if self.model.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=cuda), torch.no_grad(), evaluating(state.adapters), state.shown():
-                *positive, negative = self.conditions or self._encoded()
-                for number, (prompt, condition) in enumerate(zip(self.prompts, positive), 1):
-                    self.hooks.poll()
-                    pixels = self.model.sample(condition, negative, self.shape, self.config.sample_seed, self.config.sample_cfg)
-                    paths.append(self._save(pixels, prompt, state.step, number))
-            self.newest = paths
+            try:
+                with torch.random.fork_rng(devices=cuda), torch.no_grad(), evaluating(state.adapters), state.shown():
+                    *positive, negative = self.conditions or self._encoded()
+                    for number, (prompt, condition) in enumerate(zip(self.prompts, positive), 1):
+                        self.hooks.poll()
+                        pixels = self.model.sample(condition, negative, self.shape, self.config.sample_seed, self.config.sample_cfg)
+                        if not pixels.isfinite().all():
+                            raise LoomError(f"the picture of {prompt[:80]!r} holds values that are no numbers")
+                        paths.append(self._save(pixels, prompt, state.step, number))
+            finally:
+                self.model.release_encoders(text_encoders=False)
+            self.draws, self.seconds, self.newest = self.draws + 1, self.seconds + time.monotonic() - started, paths
             self.hooks.event("sample", {"step": state.step, "files": [path.name for path in paths], "paths": paths, "prompts": self.prompts})
-        except FAILURES as error:
-            self.failure = f"{type(error).__name__}: {error}"
-            self.hooks.event("sample failed", {"step": state.step, "reason": self.failure})
-        finally:
-            self.model.release_encoders(text_encoders=False)
-            self.seconds += time.monotonic() - started
+
+    def to_come(self, step: int, total: int) -> float:
+        """Seconds that the pictures after `step` will take, as those before it did."""
+        left = total // self.config.sample_steps - step // self.config.sample_steps + bool(total % self.config.sample_steps)
+        return 0.0 if self.failure or not self.draws else left * self.seconds / self.draws
 
     def _encoded(self) -> list:
-        return self.model.encode_prompts([*self.prompts, self.config.sample_negative])
+        positive = self.model.encode_prompts(self.prompts, as_captions=not self.config.sample_prompts)
+        return [*positive, *self.model.encode_prompts([self.config.sample_negative])]
 
     def _save(self, pixels: torch.Tensor, prompt: str, step: int, number: int) -> Path:
         """pixels (H, W, 3) in 0..1 -> samples/step000100_1.png with what it was drawn from, and TensorBoard."""

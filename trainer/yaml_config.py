@@ -79,7 +79,7 @@ KEYS = (
     Key("epochs", "train.epochs", "passes over the pictures; used where max_train_steps is not given"),
     Key("batch_size", "train.batch_size", "pictures a micro-batch"),
     Key("gradient_accumulation_steps", "train.gradient_accumulation_steps", "micro-batches an optimizer step"),
-    Key("gradient_checkpointing", "train.gradient_checkpointing", "less memory, about 40 % more time"),
+    Key("gradient_checkpointing", "train.gradient_checkpointing", "far less memory for more time"),
     Key("mixed_precision", "train.precision", "auto, bf16, fp32 or no"),
     Key("validation_steps", "train.validation_steps", "validation loss every so many steps; 0 switches it off"),
     Key("validation_split", "train.validation_split", "share of the pictures held out for it; 0: on the training pictures"),
@@ -180,13 +180,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict:
+def _text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # Windows' Notepad writes a byte order mark
+        return path.read_bytes().decode("utf-8-sig")  # Windows' Notepad writes a byte order mark
     except OSError as error:
         raise LoomError(f"{path} cannot be read ({error.strerror}): give the path of a YAML file") from None
     except UnicodeDecodeError as error:
         raise LoomError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8 in your editor") from None
+
+
+def _read(path: Path) -> dict:
+    text = _text(path)
     try:
         tree = yaml.load(text, _Loader)  # a SafeLoader: plain data only
     except yaml.YAMLError as error:
@@ -194,6 +198,8 @@ def _read(path: Path) -> dict:
         line = f" in line {mark.line + 1}" if mark else ""
         hint = "; in double quotes a backslash starts an escape: write Windows paths with / or in single quotes" if "escape" in str(error) else ""
         raise LoomError(f"{path.name} is not YAML{line}: {getattr(error, 'problem', None) or error}{hint}") from None
+    except (ValueError, OverflowError, RecursionError) as error:  # dates and numbers that are none
+        raise LoomError(f"{path.name} holds a value that is none ({error}): put it in quotes if it is meant as text") from None
     if not isinstance(tree, dict):
         raise LoomError(f"{path.name} holds {tree!r}: it must hold lines such as `lora_rank: 16`")
     return tree
@@ -272,7 +278,7 @@ def _dataset(values: dict[str, Any], family: Family) -> dict[str, Any]:
 
 def _preset_values(preset: str | Path, family: Family) -> presets.Values:
     if isinstance(preset, Path):
-        return presets.parse(preset.read_text(encoding="utf-8-sig"), f"preset {preset.name!r}", family.id)
+        return presets.parse(_text(preset), f"preset {preset.name!r}", family.id)
     return presets.load(preset, family.id) if preset else {}
 
 

@@ -600,3 +600,39 @@ def test_samples_come_from_comfyuis_own_sampler_on_the_live_adapters(comfy: Simp
             wanted = vae.decode(found)[0] * 255
             kept = torch.from_numpy(np.asarray(Image.open(result.run_folder / "samples" / f"step{step:06d}_1.png")).copy())
             assert (kept - wanted).abs().max() < 1.5, step
+
+
+def test_captions_are_drawn_as_they_are_trained_on(comfy: SimpleNamespace, toy: tuple) -> None:
+    """Emphasis is for prompts of the user's own; a caption's parentheses are parentheses."""
+    model, caption = comfy.Model(*toy), "a ((red)) star, name (series:1.8)"
+    [[[literally, _]], [[emphasized, _]]] = [*model.encode_prompts([caption], as_captions=True), *model.encode_prompts([caption])]
+    torch.testing.assert_close(literally, model.encode_captions([caption])[0].context, rtol=0, atol=1e-6)
+    assert (emphasized - literally).abs().max() > 0.1
+
+
+# ---------------------------------------------------------------- layers of other packs
+
+def test_layers_that_unpack_their_weight_themselves(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path) -> None:
+    """As ComfyUI-GGUF's do: `weight` holds packed bytes that mean nothing by themselves, `cast_bias_weight` gives the numbers."""
+    plain = run(comfy.Model(*toy), dataset, CONFIG, tmp_path / "plain")
+    layers = [m for n, m in toy[0].model.diffusion_model.named_modules() if "transformer_blocks" in n and isinstance(m, torch.nn.Linear)]
+    asked: list[int] = []
+
+    class Packed:
+        def cast_bias_weight(self, input=None, dtype=None, device=None, bias_dtype=None):
+            asked.append(1)
+            return self.numbers.to(input), None if self.bias is None else self.bias.to(input)
+
+        def forward_comfy_cast_weights(self, input):
+            return torch.nn.functional.linear(input, *self.cast_bias_weight(input))
+
+    kinds: dict[type, type] = {}
+    with torch.inference_mode():
+        for layer in layers:
+            layer.numbers = layer.weight.detach().clone()
+            layer.weight = torch.nn.Parameter(torch.zeros_like(layer.weight), requires_grad=False)
+            layer.comfy_cast_weights = True
+            layer.__class__ = kinds.setdefault(type(layer), type("Packed", (Packed, type(layer)), {}))
+    packed = run(comfy.Model(*toy), dataset, CONFIG, tmp_path / "packed")
+    assert len(asked) > 8 * len(layers) and packed.losses == plain.losses
+    assert all(torch.equal(packed.lora[key], plain.lora[key]) for key in plain.lora)

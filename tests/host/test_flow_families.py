@@ -285,3 +285,50 @@ def test_text_encoders_of_these_are_not_trained(family, tmp_path: Path) -> None:
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
     with pytest.raises(LoomError, match="train_text_encoder is on.*turn it off"):
         train(open_model(family), dataset, CONFIG.replace(adapter={"train_text_encoder": True}), loras_folder=tmp_path, runs_folder=tmp_path / "runs")
+
+
+# ---------------------------------------------------------------- quantized bases
+
+def scaled_fp8(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(the file with its blocks' linear weights in fp8 with a scale each, as ComfyUI's quantized checkpoints have them; the same numbers in fp32)."""
+    quantized, plain = {}, {}
+    for name, tensor in weights.items():
+        quantized[name] = plain[name] = tensor
+        if tensor.ndim == 2 and name.endswith(".weight") and "blocks." in name:
+            scale = tensor.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            quantized[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            quantized[name.removesuffix("weight") + "weight_scale"] = scale
+            quantized[name.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+            plain[name] = quantized[name].float() * scale
+    return quantized, plain
+
+
+@pytest.mark.parametrize("algorithm", ["lora", pytest.param("dora", marks=heavy)])
+def test_a_base_in_scaled_fp8_trains_as_its_own_numbers_would(comfy_modules: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, algorithm: str) -> None:
+    import comfy.model_management
+    import comfy.sd
+
+    quant_ops = pytest.importorskip("comfy.quant_ops", reason="this ComfyUI has no quantized layers")
+    shallow, results = SHALLOW["flux"], {}
+    dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
+    config = CONFIG.replace(train={"batch_size": 1}, adapter={"algorithm": algorithm})
+    for name, weights in zip(("quantized", "plain"), scaled_fp8(checkpoint(shallow))):
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model_state_dict(weights, model_options={} if name == "quantized" else {"dtype": torch.float32})
+        unet = model.model.diffusion_model
+        layer = unet.double_blocks[0].img_attn.qkv
+        assert isinstance(layer.weight, quant_ops.QuantizedTensor) == (name == "quantized") != isinstance(layer, torch.nn.Linear)
+        kinds = {k: type(m) for k, m in unet.named_modules()}
+        stored = getattr(layer.weight, "_qdata", layer.weight).flatten()[:4096].view(torch.uint8).clone()
+        results[name] = train(open_model(("flux", shallow, model)), dataset, config, loras_folder=tmp_path / name, runs_folder=tmp_path / "runs")
+        assert {k: type(m) for k, m in unet.named_modules()} == kinds
+        assert torch.equal(getattr(layer.weight, "_qdata", layer.weight).flatten()[:4096].view(torch.uint8), stored)
+        if name == "quantized":
+            with caplog.at_level(logging.WARNING):
+                loaded, _ = comfy.sd.load_lora_for_models(model, None, load_file(results[name].path), 1.0, 0.0)
+            assert "not loaded" not in caplog.text and not torch.equal(sampled(loaded, shallow, "flux"), sampled(model, shallow, "flux"))
+        del model, unet, layer
+        comfy.model_management.unload_all_models()
+    assert results["quantized"].losses == pytest.approx(results["plain"].losses, rel=1e-3)
+    for key, value in results["plain"].lora.items():
+        torch.testing.assert_close(results["quantized"].lora[key].float(), value.float(), rtol=0.05, atol=2e-3)

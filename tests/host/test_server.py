@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shutil
+import socket
 import sys
 import time
 import types
@@ -192,6 +193,13 @@ def test_ones_own_presets_over_http(comfy):
                         ({"name": "bad", "values": {"rank": 0}}, "below 1"), ({"name": "bad", "values": {"rank": "many"}}, "whole number")):
         answer = comfy.post("/lora_loom/presets", wrong)
         assert answer["status"] == 400 and said in answer["error"], answer
+    again = {"name": "我的 预设", "values": {"rank": 12}}
+    assert comfy.post("/lora_loom/presets", again) == {"exists": "我的 预设"} and comfy.get("/lora_loom/presets")["我的 预设"]["values"]["rank"] == 24
+    assert comfy.post("/lora_loom/presets", {**again, "replace": True}) == {"name": "我的 预设"}
+    assert comfy.post("/lora_loom/presets", {"name": "large", "values": {"target_modules": "x" * 300_000}})["status"] == 400
+    (path.parent / "odd.yaml").write_text("families: [sdxl]\nvalues: {}")
+    assert "families" in comfy.get("/lora_loom/presets")["odd"]["error"]
+    (path.parent / "odd.yaml").unlink()
     path.write_bytes(b"\xff")  # a broken file of one's own hides no other
     presets = comfy.get("/lora_loom/presets")
     assert "cannot be read" in presets["我的 预设"]["error"] and presets["person"]["values"]["rank"] == 16
@@ -209,10 +217,37 @@ def test_a_run_s_config_becomes_widget_values(comfy):
     assert found["TrainLoRA"]["sample_prompts"] == "a\nb"
     inputs = comfy.get("/object_info/LoRAConfig")["LoRAConfig"]["input"]
     assert found["LoRAConfig"].keys() <= inputs["optional"].keys()
+    assert found["LoRAConfig"]["init_lora"] == "none"
+    with socket.create_connection(("127.0.0.1", comfy.port)) as slow:  # in two pieces, as from another machine
+        body = (run / "config.yaml").read_bytes()
+        slow.sendall(b"POST /lora_loom/config HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:20])
+        time.sleep(0.5)
+        slow.sendall(body[20:])
+        whole = b"".join(iter(lambda: slow.recv(65536), b""))
+    assert json.loads(whole.split(b"\r\n\r\n", 1)[1]) == found
     for data, said in ((b"\xff\xfe", "no UTF-8"), (b"- 1", "holds"), (b"x" * 300_000, "larger"), (b"adapter: {rnak: 1}", "did you mean 'rank'")):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(urllib.request.Request(comfy.url + "/lora_loom/config", data))
         assert refused.value.code == 400 and said in json.load(refused.value)["error"]
+
+
+def test_what_the_widgets_show_is_what_runs(comfy):
+    """A preset's layer patterns and LoRA are not in force where the node shows none."""
+    folder = comfy.base / "user" / "lora_loom" / "presets"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "patterns.yaml").write_text("values: {adapter: {target_modules: ['attn1.to_q$'], init_lora: gone.safetensors}, loss: {preservation_words: [dog]}}")
+    try:
+        shown = {"preset": "patterns", "target_modules": "", "preservation_words": "", "init_lora": "none", "targets": "attention+ff"}
+        well(comfy.run(training(steps=1, config=shown, name="shown", seed=next(_seed))))
+        ran = LoomConfig.from_yaml((comfy.base / "output" / "lora_loom" / "shown" / "config.yaml").read_text())
+        assert (ran.adapter.target_modules, ran.adapter.init_lora, ran.adapter.targets, ran.loss.preservation_words) == ((), "", "attention+ff", ())
+        graph = training(steps=1, name="left_out", seed=next(_seed))
+        graph["4"]["inputs"] = {"preset": "patterns"}  # over the API, what is left out comes from the preset
+        well(comfy.run(graph))
+        ran = LoomConfig.from_yaml((comfy.base / "output" / "lora_loom" / "left_out" / "config.yaml").read_text())
+        assert (ran.adapter.target_modules, ran.adapter.init_lora) == (("attn1.to_q$",), "")
+    finally:
+        (folder / "patterns.yaml").unlink()
 
 
 def test_samples_while_training_reach_the_page(comfy):

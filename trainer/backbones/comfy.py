@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 
 import comfy.ldm.modules.attention
 import comfy.model_management
@@ -22,7 +23,12 @@ import torch.utils.checkpoint
 from ..errors import LoomError
 from .families import FAMILIES, Family
 from .frozen import replaced_forward, weights_on_demand
-from .protocol import Batch, Conditioning, Weights, join_contexts
+from .protocol import Batch, Conditioning, Weights, is_linear, join_contexts
+
+try:
+    from comfy.quant_ops import QuantizedTensor
+except ImportError:  # older than it
+    QuantizedTensor = ()
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # newer than 0.3.64
 _TEXT_ENCODERS = {"toy": ("clip_l",), "sd15": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
@@ -38,12 +44,42 @@ def fetch(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
         cast = [None if p is None else p.detach().to(like) for p in (layer.weight, getattr(layer, "bias", None))]
         yield cast[0], cast[1]
         return
+    if hasattr(layer, "cast_bias_weight"):  # other packs' layers, such as ComfyUI-GGUF's, unpack their weight themselves
+        yield layer.cast_bias_weight(like)[:2]
+        return
     got = comfy.ops.cast_bias_weight(layer, like, **({"offloadable": True} if _OFFLOADABLE else {}))
     try:
-        yield got[0], got[1]
+        yield _plain(layer, got[0]), got[1]
     finally:
         if len(got) > 2:
             comfy.ops.uncast_bias_weight(layer, *got)
+
+
+def _plain(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """The weight of a quantized layer as numbers, with the scale that some formats put on the layer's input."""
+    if isinstance(weight, QuantizedTensor):
+        weight = weight.dequantize()
+    scale = getattr(layer, "pre_quant_scale", None)
+    return weight if scale is None else weight * scale.to(weight)
+
+
+@lru_cache
+def _linear_kind(kind: type) -> type:
+    return type(kind.__name__, (kind, torch.nn.Linear), {"__module__": kind.__module__})
+
+
+@contextmanager
+def known_as_linear(root: torch.nn.Module) -> Iterator[None]:
+    """Quantized linear layers of ComfyUI are no torch.nn.Linear: inside they are one too, for PEFT and for frozen.py."""
+    found = [m for m in root.modules() if is_linear(m) and not isinstance(m, torch.nn.Linear)]
+    before = [type(layer) for layer in found]
+    try:
+        for layer, kind in zip(found, before):
+            layer.__class__ = _linear_kind(kind)
+        yield
+    finally:
+        for layer, kind in zip(found, before):
+            layer.__class__ = kind
 
 
 def open_model(model, clip, vae, name: str = "") -> ComfyModel:
@@ -106,6 +142,11 @@ def held(*patchers) -> Iterator[None]:
     finally:
         manage.load_models_gpu = load
         manage.current_loaded_models.extend(kept)
+
+
+def _poll(*_) -> None:
+    """Between a sampler's steps: older ComfyUIs look for an interrupt nowhere else."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def literal(caption: str) -> str:
@@ -195,8 +236,9 @@ class ComfyModel:
         return found
 
     @torch.inference_mode()
-    def encode_prompts(self, prompts: list[str]) -> list:
-        return [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt)) for prompt in prompts]
+    def encode_prompts(self, prompts: list[str], as_captions: bool = False) -> list:
+        texts = map(literal, prompts) if as_captions else prompts
+        return [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)) for text in texts]
 
     @torch.inference_mode()
     def sample(self, positive: list, negative: list, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
@@ -204,7 +246,7 @@ class ComfyModel:
         sampler, scheduler, steps = self.family.sampler
         with held(self.patcher, self.clip.patcher) if self._text_trained else held(self.patcher):
             found = comfy.sample.sample(self.patcher, comfy.sample.prepare_noise(latents, seed), steps, cfg or self.family.cfg, sampler, scheduler,
-                                        positive, negative, latents, disable_pbar=True, seed=seed)
+                                        positive, negative, latents, disable_pbar=True, seed=seed, callback=_poll)
             pixels = self.vae.decode(found)
         return pixels.reshape(-1, *pixels.shape[-3:])[0, ..., :3].clone().cpu()  # a video VAE gives frames
 
@@ -258,6 +300,7 @@ class ComfyModel:
                 stack.callback(setattr, manage, "in_training", manage.in_training)
                 manage.in_training = True
             for prefix, root in self.modules(text_encoders).items():
+                stack.enter_context(known_as_linear(root))
                 stack.enter_context(weights_on_demand(root, fetch, inplace_inputs=prefix != "lora_unet"))
             if checkpointing:
                 for block in self.unet.modules():

@@ -94,7 +94,7 @@ class DiffusersModel:
         return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
+    def encode_prompts(self, prompts: list[str], as_captions: bool = False) -> list[Conditioning]:
         return [self._encode(prompt) for prompt in prompts]
 
     @torch.no_grad()

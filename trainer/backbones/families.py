@@ -51,6 +51,7 @@ class Family:
     size_multiple: int = 64
     time_ids: bool = False  # SDXL's original size, crop and target size
     channels: int = 4  # of latents
+    cell: int = 8  # pixels on the side of a latent's cell
     keys: str = "kohya"  # how files name layers: kohya's lora_unet_…, or diffusion_model.… as diffusers and ComfyUI read them
     cpu_threads: int = 0  # where it trains on a CPU; 0: torch's own choice
     guidance: float | None = None  # the guidance embedding's value in training, where the model has one
@@ -80,8 +81,8 @@ FAMILIES = {
         _transformer("sd3", "Stable Diffusion 3.x", _SD3, ("JointBlock",), cfg=4.5),
         _transformer("flux", "Flux.1", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0),
         _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", cfg=4.0),
-        _transformer("flux2", "Flux.2", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0, channels=128,
-                     patch=1, keys="diffusion_model"),
+        _transformer("flux2", "Flux.2", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0,
+                     channels=128, cell=16, patch=1, keys="diffusion_model"),
         _transformer("qwen_image", "Qwen-Image", _QWEN, ("QwenImageTransformerBlock",), timestep_shift="constant", shift=2.2, keys="diffusion_model", cfg=2.5),
         _transformer("lumina2", "Lumina 2", _LUMINA, ("JointTransformerBlock",), timestep_shift="resolution", keys="diffusion_model", cfg=4.0),
         _transformer("z_image", "Z-Image", _LUMINA, ("JointTransformerBlock",), timestep_shift="constant", shift=2.0, keys="diffusion_model", cfg=4.0),

@@ -69,8 +69,8 @@ class TrainableModel(Protocol):
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         """One Conditioning a caption; keeps the graph where gradients are enabled."""
 
-    def encode_prompts(self, prompts: list[str]) -> list[Any]:
-        """What `sample` takes for each: prompts as the host reads them, unlike captions."""
+    def encode_prompts(self, prompts: list[str], as_captions: bool = False) -> list[Any]:
+        """What `sample` takes for each: prompts as the host reads them, with its emphasis, or literally as captions are."""
 
     def sample(self, positive: Any, negative: Any, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
         """A picture (H, W, 3) in 0..1 on the CPU from latents of `shape` (C, H/8, W/8), by the host's own sampler on the model as it is now,
@@ -89,6 +89,13 @@ class TrainableModel(Protocol):
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and timesteps (B,): integers, or sigmas in 0..1 for flow."""
+
+
+def is_linear(layer: torch.nn.Module) -> bool:
+    """Whether the layer is a linear one, also of a quantized kind that is no torch.nn.Linear."""
+    sides = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    weight = getattr(layer, "weight", None)
+    return isinstance(layer, torch.nn.Linear) or None not in sides and weight is not None and len(weight.shape) == 2
 
 
 def join_contexts(contexts: list[torch.Tensor]) -> torch.Tensor:

@@ -6,6 +6,7 @@ family wants otherwise. A user's own file needs `values` alone; a run's config.y
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,23 @@ def names() -> list[str]:
 
 def load(name: str, family: str = "") -> Values:
     """A preset's part of LoomConfig's tree, as that family wants it, checked. Raises LoomError for a name that no file has."""
-    tree = _read(name)
-    values = _over(tree["values"] or {}, (tree.get("families") or {}).get(family) or {})
-    merge(values, {})
-    return values
+    return Preset(name).values(family)
 
 
-def about(name: str, language: str = "en") -> tuple[str, str]:
-    """(title, description) of a preset in `en` or `zh`; English where the language is another. A user's own is called as its file."""
-    tree = _read(name)
-    language = language if language in LANGUAGES else "en"
-    return tuple((tree.get(part) or {}).get(language) or default for part, default in (("title", name), ("description", "")))
+class Preset:
+    """One preset's file, read once and checked."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self._tree = name, _read(name)
+
+    def values(self, family: str = "") -> Values:
+        return _for_family(self._tree, family)
+
+    def about(self, language: str = "en") -> tuple[str, str]:
+        """(title, description) in `en` or `zh`; English where the language is another. A user's own is called as its file."""
+        language = language if language in LANGUAGES else "en"
+        title, description = ((self._tree.get(part) or {}).get(language) for part in ("title", "description"))
+        return title or self.name, description or ""
 
 
 def merge(preset: Values, values: Values) -> LoomConfig:
@@ -61,9 +68,10 @@ def merge(preset: Values, values: Values) -> LoomConfig:
     return LoomConfig.from_dict(_over(preset, values)).validate()
 
 
-def save(name: str, values: Values) -> Path:
-    """Write the user's own preset into the first of their folders. LoomError for a name of ours, or for values that cannot be."""
-    name = _name(Path(check_name(name.strip(), "a preset's name") + ".yaml"))
+def save(name: str, values: Values, replace: bool = False) -> Path | None:
+    """Write the user's own preset into the first of their folders; None where there is one of that name, which is not to be replaced.
+    LoomError for a name of ours, for values that cannot be, and where it cannot be written."""
+    name = " ".join(_name(Path(unicodedata.normalize("NFC", check_name(name.strip(), "a preset's name")) + ".yaml")).split())
     if not _own:
         raise LoomError(f"preset {name!r} has no folder to go to: presets are saved from ComfyUI")
     if name.lower() in {_name(path).lower() for path in FOLDER.glob("*.yaml")}:
@@ -72,17 +80,19 @@ def save(name: str, values: Values) -> Path:
     path = _own[0] / f"{name.replace(' ', '_')}.yaml"
     from ..runs.store import write_whole
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump({"values": values}, sort_keys=False, allow_unicode=True).encode())
+    if name in names() and not replace:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, yaml.safe_dump({"values": values}, sort_keys=False, allow_unicode=True).encode())
+    except OSError as error:
+        raise LoomError(f"preset {name!r} cannot be written to {path.parent} ({error.strerror or error}): free the place, and try again") from error
     return path
 
 
 def parse(text: str, called: str, family: str = "") -> Values:
     """A preset's file or a run's config.yaml as part of LoomConfig's tree, checked. LoomError where it is neither."""
-    tree = _parse(text, called)
-    values = _over(_values_of(tree, called), (tree.get("families") or {}).get(family) or {})
-    merge(values, {})
-    return values
+    return _for_family(_checked(_parse(text, called), called), family)
 
 
 class _Plain(yaml.SafeLoader):
@@ -94,10 +104,36 @@ class _Plain(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _values_of(tree: dict[str, Any], called: str) -> Values:
-    values = tree["values"] or {} if "values" in tree else tree
-    if not isinstance(values, dict) or not all(isinstance(part, dict) for part in values.values()):
+def _checked(tree: dict[str, Any], called: str) -> dict[str, Any]:
+    """The tree with `values`, and everything in it of the kind that it must be; a run's config.yaml is all values."""
+    if "values" not in tree:
+        tree = {"values": tree}
+    values, families = tree["values"] or {}, tree.get("families") or {}
+    if not _parts(values):
         raise LoomError(f"{called} is no preset: it takes `values:` with a part of a run's configuration, or a run's whole config.yaml")
+    if not isinstance(families, dict) or not all(_parts(own or {}) for own in families.values()):
+        raise LoomError(f"{called} has families {str(families)[:80]}: `families:` takes a family's name and a part of a run's configuration for each")
+    unknown = sorted(map(str, set(families) - set(FAMILIES)))
+    if unknown:
+        raise LoomError(f"{called} has values for the family {unknown[0]!r}: families are {', '.join(FAMILIES)}")
+    for part in ("title", "description"):
+        words = tree.get(part) or {}
+        if isinstance(words, str):
+            words = tree[part] = {"en": words}
+        if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+            raise LoomError(f"{called} has the {part} {str(words)[:80]}: it takes text, or text in {' and '.join(LANGUAGES)}")
+    tree = {**tree, "values": values, "families": families}
+    for family in ("", *families):
+        _for_family(tree, family)
+    return tree
+
+
+def _parts(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(part, dict) or part is None for part in values.values())
+
+
+def _for_family(tree: dict[str, Any], family: str) -> Values:
+    values = _over(tree["values"], tree["families"].get(family) or {})
     merge(values, {})
     return values
 
@@ -113,7 +149,7 @@ def _name(path: Path) -> str:
 def _parse(text: str, called: str) -> dict[str, Any]:
     try:
         tree = yaml.load(text, _Plain)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # dates and numbers that are none raise ValueError
         raise LoomError(f"{called} is not YAML ({getattr(error, 'problem', None) or error}): give a preset or a run's config.yaml") from None
     if not isinstance(tree, dict):
         raise LoomError(f"{called} holds {str(tree)[:80]!r}: give a preset or a run's config.yaml")
@@ -126,18 +162,14 @@ def _read(name: str) -> dict[str, Any]:
         tree = _parse(path.read_text(encoding="utf-8-sig"), f"preset {name!r}")
     except (OSError, UnicodeDecodeError) as error:
         raise LoomError(f"preset {name!r} cannot be read ({error}): save it again as UTF-8, or choose another") from error
-    if path.parent != FOLDER:
-        return {**tree, "values": _values_of(tree, f"preset {name!r}")}
-    for part in ("title", "description"):
-        missing = [language for language in LANGUAGES if not (tree.get(part) or {}).get(language)]
-        if missing:
-            raise LoomError(f"preset {name!r} has no {part} in {', '.join(missing)}: give {part} in {' and '.join(LANGUAGES)}")
-    if "values" not in tree:
-        raise LoomError(f"preset {name!r} has no values: give a part of a run's configuration under `values:`")
-    unknown = sorted(set(tree.get("families") or {}) - set(FAMILIES))
-    if unknown:
-        raise LoomError(f"preset {name!r} has values for the family {unknown[0]!r}: families are {', '.join(FAMILIES)}")
-    return tree
+    if path.parent == FOLDER:
+        for part in ("title", "description"):
+            missing = [language for language in LANGUAGES if not (tree.get(part) or {}).get(language)]
+            if missing:
+                raise LoomError(f"preset {name!r} has no {part} in {', '.join(missing)}: give {part} in {' and '.join(LANGUAGES)}")
+        if "values" not in tree:
+            raise LoomError(f"preset {name!r} has no values: give a part of a run's configuration under `values:`")
+    return _checked(tree, f"preset {name!r}")
 
 
 def _file(name: str) -> Path:

@@ -2,11 +2,12 @@
 // preset of one's own, and a run's config.yaml or a preset's file that is dropped on the node fills it, and the Train LoRA behind it.
 import { app } from "../../scripts/app.js";
 import { refold } from "./fold.mjs";
-import { allPresets, ask, fill, readConfig, savePreset, say, trainers, words } from "./settings.mjs";
+import { allPresets, ask, fill, readConfig, savePreset, say, sure, trainers, words } from "./settings.mjs";
 
 function choose(node, presets) {
     const at = (name) => node.widgets.find((w) => w.name === name);
     const preset = presets[at("preset").value];
+    if (preset?.error) say("error", preset.error);
     if (preset?.values) fill(node, { ...preset.values, ...preset.families[at("family")?.value] });
     refold(node);
 }
@@ -14,8 +15,9 @@ function choose(node, presets) {
 async function save(node) {
     const name = (await ask(words().savePreset, words().presetName))?.trim();
     if (!name) return;
-    const answer = await savePreset(name, node);
-    if (!answer) return;
+    let answer = await savePreset(name, node);
+    if (answer?.exists && (await sure(words().replace(name)))) answer = await savePreset(name, node, true);
+    if (!answer?.name) return;
     for (const other of node.graph._nodes) {
         const options = other.comfyClass === "LoRAConfig" && other.widgets.find((w) => w.name === "preset").options;
         if (options && Array.isArray(options.values) && !options.values.includes(answer.name)) options.values.push(answer.name);
@@ -27,8 +29,13 @@ async function save(node) {
 async function load(node, file) {
     const found = await readConfig(await file.text());
     if (!found) return;
-    fill(node, found.LoRAConfig);
+    fill(node, { ...found.LoRAConfig, preset: "default", family: "any" });
     refold(node);
+    const lora = node.widgets.find((w) => w.name === "init_lora"), known = lora?.options?.values;
+    if (Array.isArray(known) && !known.includes(lora.value)) {
+        say("error", words().noLora(lora.value));
+        lora.value = "none";
+    }
     for (const trainer of trainers(node)) {
         fill(trainer, found.TrainLoRA);
         refold(trainer);

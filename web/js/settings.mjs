@@ -6,10 +6,12 @@ const WORDS = {
     en: {
         savePreset: "Save as preset…", presetName: "The preset's name", loadSettings: "Load settings from config.yaml…",
         saved: (name) => `Preset “${name}” is saved.`, loaded: (name) => `Settings from ${name} are filled in.`, failed: "LoRA Loom",
+        replace: (name) => `A preset “${name}” exists. Replace it?`, noLora: (name) => `init_lora ${name} is not in ComfyUI's loras folders: it is left out.`,
     },
     zh: {
         savePreset: "保存为预设…", presetName: "预设名称", loadSettings: "从 config.yaml 载入设置…",
         saved: (name) => `预设“${name}”已保存。`, loaded: (name) => `已填入 ${name} 中的设置。`, failed: "LoRA Loom",
+        replace: (name) => `预设“${name}”已存在，要替换吗？`, noLora: (name) => `ComfyUI 的 loras 文件夹中没有 ${name}（init_lora），已略去。`,
     },
 };
 
@@ -39,9 +41,14 @@ export const allPresets = async () => (await answerOf(api.fetchApi("/lora_loom/p
 
 export const readConfig = (text) => answerOf(api.fetchApi("/lora_loom/config", { method: "POST", body: text }));
 
-export function savePreset(name, node) {
+export async function sure(question) {
+    const dialog = app.extensionManager?.dialog;
+    return dialog?.confirm ? dialog.confirm({ title: words().failed, message: question }) : window.confirm(question);
+}
+
+export function savePreset(name, node, replace = false) {
     const values = Object.fromEntries(node.widgets.filter((w) => w.serialize !== false).map((w) => [w.name, w.value]));
-    return answerOf(api.fetchApi("/lora_loom/presets", { method: "POST", body: JSON.stringify({ name, values }) }));
+    return answerOf(api.fetchApi("/lora_loom/presets", { method: "POST", body: JSON.stringify({ name, values, replace }) }));
 }
 
 export function fill(node, values) {
