@@ -107,7 +107,7 @@ ARROWS = {
     "trainer/job.py": (*BOTTOM, *MIDDLE, "trainer.loop", "trainer.objective", "trainer.state", "trainer.validation", "trainer.fitting", "trainer.samples",
                        "trainer.estimate"),
     "trainer/estimate.py": (*BOTTOM, "trainer.data", "trainer.objective", "trainer.optim", "trainer.state"),
-    "trainer/samples.py": (*BOTTOM, "trainer.adapters", "trainer.data", "trainer.runs.store", "trainer.state"),
+    "trainer/samples.py": (*BOTTOM, "trainer.adapters", "trainer.data", "trainer.runs.store", "trainer.runs.logs", "trainer.state"),
     "trainer/presets/": (*BOTTOM, "trainer.runs.store"),
     "trainer/data/": (*BOTTOM, "trainer.data"),
     "trainer/captioners/": (*BOTTOM, "trainer.data", "trainer.captioners"),

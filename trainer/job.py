@@ -27,7 +27,7 @@ from .fitting import Fitting
 from .hooks import Hooks, Progress
 from .names import check_name
 from .objective import Objective, noise_levels
-from .runs import checkpoint, export, lora_names, store
+from .runs import checkpoint, export, logs, lora_names, store
 from .runs.saver import Saver
 from .samples import Samples
 from .state import State, Written
@@ -150,7 +150,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         (run / "checkpoints").mkdir(exist_ok=True)
         store.write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
         store.write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config, model.device)}\n".encode())
-        log = store.Log(run, log_dir, len(written[1]["history"]) if written else 0)
+        log = logs.Log(run, log_dir, len(written[1]["history"]) if written else 0)
         hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config, model.device)})
         saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, _facts(dataset, model))
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
@@ -168,7 +168,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     return Result(saver.path, saver.lora, state.history, state.step, state.step < steps, run, _report(state, config, saver, notes), samples)
 
 
-def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config: LoomConfig, steps: int, saver: Saver, log: store.Log, hooks: Hooks,
+def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config: LoomConfig, steps: int, saver: Saver, log: logs.Log, hooks: Hooks,
            first: dict[str, dict[str, torch.Tensor]], written: Written | None) -> tuple[State, list[str], list[Path]]:
     """(the state that the run ended with, what the report says beside it, the newest samples)."""
 

@@ -21,14 +21,14 @@ from .data.batches import Encoded
 from .data.folder import Dataset
 from .errors import LoomError
 from .hooks import Hooks, Progress
-from .runs import store
+from .runs import logs, store
 from .state import State
 
 
 class Samples:
     """Draws into the run's folder `samples/`, before the first step, every `sample_steps` and after the last."""
 
-    def __init__(self, model: TrainableModel, dataset: Dataset, config: SampleConfig, run: Path, log: store.Log, hooks: Hooks, live_text: bool) -> None:
+    def __init__(self, model: TrainableModel, dataset: Dataset, config: SampleConfig, run: Path, log: logs.Log, hooks: Hooks, live_text: bool) -> None:
         """live_text: text encoders are trained, so prompts are encoded anew each time; else once, here, while the encoder is at hand."""
         self.model, self.config, self.run, self.log, self.hooks = model, config, run, log, hooks
         self.prompts = list(config.sample_prompts) or list(dict.fromkeys(filter(None, map(dataset.caption, dataset.pictures))))[:2]

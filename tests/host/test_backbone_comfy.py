@@ -610,6 +610,27 @@ def test_captions_are_drawn_as_they_are_trained_on(comfy: SimpleNamespace, toy: 
     assert (emphasized - literally).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_clip_skip_is_as_comfyui_sets_it(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, trained: bool) -> None:
+    """CLIPSetLastLayer in front of TrainLoRA: captions are read one layer early, in training too, and the LoRA fits the CLIP behind it."""
+    model, clip, vae = toy
+    skipped = clip.clone()
+    skipped.clip_layer(-2)
+    ours = comfy.Model(model, skipped, vae)
+    with torch.inference_mode():
+        wanted = [text.encode_from_tokens(text.tokenize(CAPTION)) for text in (clip, skipped)]
+    got = ours.encode_captions([CAPTION])[0].context
+    torch.testing.assert_close(got, wanted[1].clone(), rtol=0, atol=1e-6)
+    assert (got - wanted[0]).abs().max() > 0.01
+    live = []
+    config = CONFIG.replace(adapter={"train_text_encoder": trained})
+    result = run(ours, dataset, config, tmp_path, progress=last_step(lambda: live.append(ours.encode_captions([CAPTION])[0].context.clone())))
+    _, behind = ours.with_lora(result.lora)
+    with torch.inference_mode():
+        torch.testing.assert_close(behind.encode_from_tokens(behind.tokenize(CAPTION)).clone(), live[0].clone(), rtol=0, atol=1e-3)
+    assert ((live[0] - got).abs().max() > 1e-3) == trained
+
+
 # ---------------------------------------------------------------- layers of other packs
 
 def test_layers_that_unpack_their_weight_themselves(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..data.folder import Dataset
 from ..errors import LoomError
 from ..hooks import Hooks, Progress
 from ..state import State
-from . import checkpoint, export, store
+from . import checkpoint, export, logs, store
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Saver:
     lora: dict[str, torch.Tensor] | None = None
     _saved: float = field(default_factory=time.monotonic)
 
-    def watching(self, state: State, log: store.Log) -> Callable[[Progress], None]:
+    def watching(self, state: State, log: logs.Log) -> Callable[[Progress], None]:
         """The progress hook with logs and checkpoints in front of the host's own."""
 
         def progress(now: Progress) -> None:

@@ -1,21 +1,14 @@
-"""A run's folder: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/. Writes are whole or absent."""
+"""A run's folder, and files in it: writes are whole or absent."""
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ..errors import LoomError
-from ..hooks import Progress
-
-_log = logging.getLogger("lora_loom")
 
 
 @contextlib.contextmanager
@@ -114,53 +107,3 @@ class Reservation:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
-
-
-def _step(line: str) -> float:
-    """The line's step; one that a crash has cut short counts as none."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-class Log:
-    """metrics.jsonl, one line a step, and TensorBoard events where the package is installed. A full disk stops no run."""
-
-    def __init__(self, run: Path, log_dir: Path | None = None, steps: int = 0) -> None:
-        """`steps`: how many of the run's steps count; lines of later ones were written after its last save."""
-        path = run / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= steps]
-            write_whole(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = open(path, "a", encoding="utf-8")
-        self._board = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(log_dir / run.name if log_dir else run / "tensorboard"), purge_step=steps + 1 if steps else None)
-        except Exception as error:  # also a TensorBoard that does not fit its own packages: logs are no reason to stop
-            if not isinstance(error, ImportError):
-                _log.warning("no TensorBoard events: %s", error)
-
-    def step(self, progress: Progress) -> None:
-        line = {k: v for k, v in asdict(progress).items() if k not in ("phase", "total", "eta_seconds")}
-        with contextlib.suppress(OSError):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            if self._board is not None:
-                for name in ("loss", "smoothed_loss", "learning_rate", "grad_norm", "validation_loss"):
-                    if line[name] is not None:
-                        self._board.add_scalar(f"train/{name}", line[name], progress.step)
-
-    def picture(self, name: str, pixels: Any, step: int) -> None:
-        """pixels: a tensor (H, W, 3) in 0..1."""
-        with contextlib.suppress(OSError):
-            if self._board is not None:
-                self._board.add_image(name, pixels.float().clamp(0, 1).cpu(), step, dataformats="HWC")
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-            if self._board is not None:
-                self._board.close()
