@@ -1,5 +1,7 @@
 """Presets are data: all of them load, read well in both languages, and say what they change."""
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -155,3 +157,13 @@ def test_a_broken_file_of_ones_own_hides_no_other(own):
     assert "broken" in presets.names() and presets.load("person")
     with pytest.raises(LoomError, match="'broken' cannot be read"):
         presets.load("broken")
+
+
+def test_the_node_s_help_says_what_the_presets_hold():
+    spec = importlib.util.spec_from_file_location("loom_make_help", Path(__file__).resolve().parents[1] / "tools" / "make_help.py")
+    help_pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(help_pages)
+    for language in presets.LANGUAGES:
+        page = (help_pages.TARGET / f"{language}.md").read_text(encoding="utf-8")
+        assert page == help_pages.page(language), "run python tools/make_help.py"
+        assert all(presets.Preset(name).about(language)[1] in page for name in presets.names())
