@@ -71,9 +71,10 @@ class LoRAConfig(io.ComfyNode):
             description="What is trained and how. Choosing a preset fills the widgets below it; every widget can then be changed.",
             inputs=[
                 widget(io.Combo, "preset", options=presets.names(), default=presets.FIRST,
-                       tooltip="Fills the widgets below. Over the API, inputs that are left out come from the preset."),
+                       tooltip="Fills the widgets below, and Train LoRA's steps and learning rate. Over the API, inputs that are left out come"
+                               " from the preset."),
                 widget(io.Combo, "family", options=[ANY, *FAMILIES], default=ANY, optional=True,
-                       tooltip="The model's family: a preset fills in what that family wants."),
+                       tooltip="The model's family: changes what the preset has for it. What was set by hand stays."),
                 option(io.Int, "rank",
                        "Size of the LoRA: 4-8 for one object, 16-32 for a character or a style. Higher learns more, and more easily"
                        " by heart.", min=1, max=512),
@@ -181,13 +182,10 @@ class LoRAConfig(io.ComfyNode):
     @classmethod
     @events.errors_shown
     def execute(cls, preset, family=ANY, init_lora=NONE, **values) -> io.NodeOutput:
-        advice, given = presets.load(preset, family), tree(values)
+        given = tree(values)
         given.setdefault("adapter", {})["init_lora"] = "" if init_lora in (None, NONE) else init_lora  # the widget's, never a preset's
-        config = presets.merge(advice, given)
+        config = presets.merge(presets.load(preset, family), given)
         a = config.adapter
-        steps, rate = advice.get("train", {}).get("steps"), advice.get("optim", {}).get("learning_rate")
-        words = f"\nThe preset advises {steps or config.train.steps} steps at {rate or config.optim.learning_rate:g} in Train LoRA"
-        advised = "" if preset == presets.FIRST else words
         events.show(cls.hidden.unique_id, f"{a.algorithm} rank {a.rank} alpha {a.alpha:g} on {', '.join(a.target_modules) or a.targets}, "
-                                          f"{config.optim.optimizer}, {config.optim.scheduler}{advised}")
+                                          f"{config.optim.optimizer}, {config.optim.scheduler}")
         return io.NodeOutput(config)

@@ -12,6 +12,7 @@ import folder_paths
 
 from ..trainer import presets
 from ..trainer.errors import LoomError
+from ..trainer.runs import checkpoint
 
 EXAMPLE = "lora_loom_stars"  # the twenty pictures that the example workflow trains on
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -85,8 +86,8 @@ def shown(pictures: list[Path]) -> dict | None:
 
 
 def run_names() -> list[str]:
-    """Names of all runs, newest first; whether one can go on shows when it is asked to."""
-    found = [path.parent for path in runs().glob("*/config.yaml")]
+    """Names of the runs that can go on, newest first."""
+    found = [path.parents[1] for path in runs().glob(f"*/{checkpoint.FILE.as_posix()}")]
     return [run.name for run in sorted(found, key=lambda run: -run.stat().st_mtime)][:_MOST]
 
 

@@ -46,8 +46,10 @@ class PreviewSample(io.ComfyNode):
         sides = []
         for number, (side, text) in enumerate(pairs):
             side_name = "" if len(pairs) == 1 else ("before ", "after ")[number]
-            events.show(cls.hidden.unique_id, f"sampling {side_name}{len(prompts)} prompts")
+            events.show(cls.hidden.unique_id, f"sampling {side_name}(prompts: {len(prompts)})")
             sides.append(_sample(side, text, vae, prompts, negative, width, height, settings))
+        count = f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}"
+        events.show(cls.hidden.unique_id, f"{count}, {'before | after' if len(pairs) > 1 else 'with this model'}")
         images = torch.cat(sides, dim=2)
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
 

@@ -35,14 +35,21 @@ def _answered(handler: Callable[[bytes], Any]) -> Callable[[web.Request], Awaita
 
 
 def _preset(name: str) -> dict[str, Any]:
-    """{about, values: widget values, families: {family: the widget values that differ there}}"""
+    """{about, values: LoRAConfig's widget values, train: TrainLoRA's, families: {family: the values of both that differ there}}"""
     preset = presets.Preset(name)
-    plain, families = config.widgets(presets.merge(preset.values(), {})), {}
+
+    def both(family: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+        values = preset.values(family)
+        whole = presets.merge(values, {})
+        return config.widgets(whole), train.widgets(whole, values)
+
+    (plain, trained), families = both(), {}
     for family in FAMILIES:
-        own = config.widgets(presets.merge(preset.values(family), {}))
-        if own != plain:
-            families[family] = {key: value for key, value in own.items() if value != plain[key]}
-    return {"about": {language: preset.about(language) for language in presets.LANGUAGES}, "values": plain, "families": families}
+        found = {key: value for own, usual in zip(both(family), (plain, trained)) for key, value in own.items() if value != usual.get(key)}
+        if found:
+            families[family] = found
+    about = {language: preset.about(language) for language in presets.LANGUAGES}
+    return {"about": about, "values": plain, "train": trained, "families": families}
 
 
 def all_presets(_body: bytes) -> dict[str, Any]:

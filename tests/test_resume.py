@@ -129,7 +129,7 @@ def test_other_pictures_other_models_and_no_state_are_named(model: backbone.Diff
     with pytest.raises(LoomError, match="resume 'toy' on 'toy another epsilon'.*load that checkpoint"):
         run(model, dataset, CONFIG, tmp_path, resume="toy")
     monkeypatch.undo()
-    with pytest.raises(LoomError, match="resume 'gone' has no readable config.yaml"):
+    with pytest.raises(LoomError, match="resume 'gone' is no run in .*Runs that can go on: toy"):
         run(model, dataset, CONFIG, tmp_path, resume="gone")
     with pytest.raises(LoomError, match="plain file name"):
         run(model, dataset, CONFIG, tmp_path, resume="../runs/toy")

@@ -208,7 +208,7 @@ async ({prompt, name, id, layout, checkpoint}) => {
   }
   const saved = graph.serialize();
   saved.id = id;
-  saved.extra = {ds: {scale: 0.55, offset: [40, 60]}};
+  saved.extra = {ds: {scale: 0.8, offset: [60, 40]}};  // text is drawn from about 0.6 on
   return JSON.stringify(saved, null, 1);  // here, where what is undefined is left out
 }
 """

@@ -121,6 +121,7 @@ def train_from(config: Path, dry_run: bool = False) -> int:
     for note in job.notes:
         print(f"note: {note}")
     print(dataset.report(), flush=True)
+    print(f"loading {Path(job.base_model).name}", flush=True)
     from .backbones import diffusers as backbone
     from .job import Hooks, train
 
@@ -133,6 +134,8 @@ def train_from(config: Path, dry_run: bool = False) -> int:
                        resume=job.resume)
     print(result.report)
     print(f"LoRA: {result.path}")
+    if result.stopped:
+        print(f"to go on: `resume: {result.run_folder.name}` in {config.name}")
     return INTERRUPTED if terminal.stopping else 0
 
 

@@ -97,11 +97,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.dev
     dataset, held = _divided(whole, config)
     each, total = steps_per_epoch(dataset, config, family), total_steps(dataset, config, family)
     seen = total * config.train.batch_size * config.train.gradient_accumulation_steps / max(1, len(dataset.pictures))
-    remarks = []
-    if config.optim.warmup_steps >= total and config.optim.scheduler != "constant":
-        remarks.append(f"warm-up of {config.optim.warmup_steps} steps is no shorter than the run of {total}: the full learning rate is never reached; lower it")
-    if config.train.precision == "bf16" and slow_in_bf16(device):
-        remarks.append("bf16 on this CPU takes several times as long as fp32, for it has no such instructions; set precision to auto or fp32")
+    remarks = remarks_on(config, total, device)
     unused = [f"epochs {config.train.epochs} is not used: steps {config.train.steps} decides, set it to 0 to count by epochs"]
     return "\n".join([
         f"{family.title}: {config.adapter.algorithm} rank {config.adapter.rank} alpha {config.adapter.alpha:g} on "
@@ -117,6 +113,16 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.dev
         *remarks,
         *(unused if config.train.epochs and config.train.steps else []),
     ])
+
+
+def remarks_on(config: LoomConfig, total: int, device: torch.device | str) -> list[str]:
+    """What the user may not have meant, though it can run."""
+    remarks = []
+    if config.optim.warmup_steps >= total and config.optim.scheduler != "constant":
+        remarks.append(f"warm-up of {config.optim.warmup_steps} steps is no shorter than the run of {total}: the full learning rate is never reached; lower it")
+    if config.train.precision == "bf16" and slow_in_bf16(device):
+        remarks.append("bf16 on this CPU takes several times as long as fp32, for it has no such instructions; set precision to auto or fp32")
+    return remarks
 
 
 def _divided(dataset: Dataset, config: LoomConfig) -> tuple[Dataset, Dataset | None]:
@@ -219,7 +225,7 @@ def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config
                         raise
                     else:
                         saver.finish(state)
-                        return state, _notes(changes, pictures), pictures.newest if pictures else []
+                        return state, [*_notes(changes, pictures), *remarks_on(config, steps, model.device)], pictures.newest if pictures else []
         except LoomError as error:
             if saver.path is not None and state is not None:
                 raise LoomError(f"{error}. What was learned in {state.step} steps is saved as {saver.path.name}") from error
@@ -294,8 +300,8 @@ def _facts(dataset: Dataset, model: TrainableModel) -> dict[str, str]:
 def _resumed(runs_folder: Path, name: str, config: LoomConfig, dataset: Dataset, model: TrainableModel, steps: int) -> Written:
     """The state that the run of that name goes on from. LoomError where it has none, or where something else has changed."""
     run = runs_folder / check_name(name)
-    checkpoint.check_same(run, config)
     tensors, facts = checkpoint.read(run)
+    checkpoint.check_same(run, config)
     now = _facts(dataset, model)
     if facts["dataset"] != now["dataset"]:
         raise LoomError(f"resume {name!r} with other pictures, captions or dataset settings than it began with: put them back, "

@@ -137,7 +137,7 @@ def load_job(path: str | Path) -> Job:
     values = {name: _value(_TABLE[name], value, path.absolute().parent) for name, value in given.items()}
     for name in ("train_data_dir", "base_model"):
         if not values.get(name):
-            raise LoomError(f"{name} is missing in {path.name}: it is required, {_TABLE[name].help}")
+            raise LoomError(f"{name} is missing in {path.name}: {_TABLE[name].help}")
     run = {k.where.split(".")[1]: values.get(k.name, k.default) for k in KEYS if k.where.startswith("run.")}
     base_model, family = find_base_model(run["base_model"], path.absolute().parent)
     config, notes = _config(values, run["preset"], family)
@@ -207,6 +207,9 @@ def _read(path: Path) -> dict:
 
 def _canonical(tree: dict, source: str) -> dict[str, Any]:
     """The given keys under their own names; empty values mean the default."""
+    if {"adapter", "optim"} <= set(tree):
+        raise LoomError(f"{source} is a run's own config.yaml, which says nothing of pictures and base model: write a file with train_data_dir, base_model "
+                        f"and `preset: path/to/{source}`")
     result: dict[str, Any] = {}
     for written, value in tree.items():
         name = ALIASES.get(written, written)

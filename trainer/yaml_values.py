@@ -128,8 +128,11 @@ def _between(low: int, high: int):
 
 
 def preset_of(name: str) -> str:
-    if name:
-        presets.load(name)
+    try:
+        if name:
+            presets.load(name)
+    except LoomError as error:
+        raise LoomError(f"{error}; a preset of your own is given by its file's path, which ends in .yaml") from None
     return name
 
 

@@ -135,7 +135,8 @@ def read_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
     names = [name for name in names if name not in mask_of.values()]
     if not names:
         linked = f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
-        raise LoomError(f"folder {str(folder)!r} holds no pictures, only {len(files)} other files{linked}: "
+        others = f", only {len(files)} other files" if files else ""
+        raise LoomError(f"folder {str(folder)!r} holds no pictures{others}{linked}: "
                         f"put pictures into it ({' '.join(s[1:] for s in SUFFIXES)})")
     texts, source_of, warnings = _captions(folder, files, names, caption_source)
 

@@ -108,6 +108,8 @@ def _checked(tree: dict[str, Any], called: str) -> dict[str, Any]:
     """The tree with `values`, and everything in it of the kind that it must be; a run's config.yaml is all values."""
     if "values" not in tree:
         tree = {"values": tree}
+    if isinstance(tree["values"], dict) and "train_data_dir" in tree["values"]:
+        raise LoomError(f"{called} is a configuration of the command line: here goes a preset, or the config.yaml that a run has left in its folder")
     values, families = tree["values"] or {}, tree.get("families") or {}
     if not _parts(values):
         raise LoomError(f"{called} is no preset: it takes `values:` with a part of a run's configuration, or a run's whole config.yaml")

@@ -1,6 +1,7 @@
 """A run's state on disk: one safetensors file, tensors as they are and the rest as JSON in its header; whole or not at all."""
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) ->
 def read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What `write` wrote. LoomError where there is none, or where it cannot be read."""
     path = run / FILE
+    if not run.is_dir():
+        known = sorted(found.parents[1].name for found in run.parent.glob(f"*/{FILE.as_posix()}"))
+        near = difflib.get_close_matches(run.name, known, 1, 0.4)
+        raise LoomError(f"resume {run.name!r} is no run in {run.parent}: {f'did you mean {near[0]!r}? ' if near else ''}"
+                        f"Runs that can go on: {', '.join(known) or 'none'}")
     if not path.is_file():
         raise LoomError(f"resume {run.name!r} has no state to go on from ({FILE.as_posix()}): it has finished, or was stopped before its first save; "
                         "choose another run, or go on from its LoRA with LoRAConfig.init_lora")

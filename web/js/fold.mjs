@@ -21,12 +21,13 @@ export function fold(node, locale) {
     const rare = (node.widgets ?? []).filter((w) => w.options?.advanced);
     // a button for one or two would take more room than it saves; pages of 2025 make room even for what is hidden
     if (rare.length < 3 || !node.getLayoutWidgets) return;
-    const fit = () => node.setSize([node.size[0], node.computeSize()[1]]);
     // last, for the page saves values by their place; canvasOnly, for the new nodes have a button of their own
     const button = node.addWidget("button", "lora_loom_fold", null, () => {
         node.showAdvanced = !node.showAdvanced;
+        if (node.showAdvanced) node.loomFold.height = node.size[1];
         refold(node);
-        fit();
+        // opened it grows where it must; closed it is as high as before
+        node.setSize([node.size[0], Math.max(node.computeSize()[1], node.showAdvanced ? node.size[1] : node.loomFold.height ?? 0)]);
     }, { canvasOnly: true, serialize: false });
     button.serialize = false;
     node.loomFold = { button, rare, defaults: Object.fromEntries(rare.map((w) => [w.name, inputs[w.name]?.[1]?.default])),
@@ -40,5 +41,5 @@ export function fold(node, locale) {
         };
     }
     refold(node);
-    fit();
+    node.setSize([node.size[0], node.computeSize()[1]]);
 }

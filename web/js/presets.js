@@ -4,12 +4,24 @@ import { app } from "../../scripts/app.js";
 import { refold } from "./fold.mjs";
 import { allPresets, ask, fill, readConfig, savePreset, say, sure, trainers, words } from "./settings.mjs";
 
-function choose(node, presets) {
-    const at = (name) => node.widgets.find((w) => w.name === name);
-    const preset = presets[at("preset").value];
+// What a preset says for a family, of this node and of the Train LoRA behind it.
+function says(preset, family) {
+    return { ...preset.values, ...preset.train, ...preset.families[family] };
+}
+
+// A preset fills everything in. Another family changes what is still as the preset had it: what was set by hand stays.
+function choose(node, presets, byFamily) {
+    const at = (name) => node.widgets.find((w) => w.name === name)?.value;
+    const preset = presets[at("preset")];
     if (preset?.error) say("error", preset.error);
-    if (preset?.values) fill(node, { ...preset.values, ...preset.families[at("family")?.value] });
-    refold(node);
+    if (!preset?.values) return;
+    const values = says(preset, at("family")), before = says(preset, node.loomFamily ?? "any");
+    for (const one of [node, ...trainers(node)]) {
+        const stays = (w) => byFamily && String(w.value) !== String(before[w.name]);
+        fill(one, Object.fromEntries(one.widgets.filter((w) => w.name in values && !stays(w)).map((w) => [w.name, values[w.name]])));
+        refold(one);
+    }
+    node.loomFamily = at("family");
 }
 
 async function save(node) {
@@ -30,6 +42,7 @@ async function load(node, file) {
     const found = await readConfig(await file.text());
     if (!found) return;
     fill(node, { ...found.LoRAConfig, preset: "default", family: "any" });
+    node.loomFamily = "any";
     refold(node);
     const lora = node.widgets.find((w) => w.name === "init_lora"), known = lora?.options?.values;
     if (Array.isArray(known) && !known.includes(lora.value)) {
@@ -62,9 +75,14 @@ app.registerExtension({
             const before = chooser.callback;
             chooser.callback = async function (...values) {
                 before?.apply(this, values);
-                choose(node, await allPresets());
+                choose(node, await allPresets(), name === "family");
             };
         }
+        const configure = node.onConfigure;
+        node.onConfigure = function (...values) {
+            configure?.apply(this, values);
+            this.loomFamily = this.widgets.find((w) => w.name === "family")?.value;
+        };
         const menu = node.getExtraMenuOptions;
         node.getExtraMenuOptions = function (canvas, options) {
             const more = menu?.apply(this, [canvas, options]) ?? [];
