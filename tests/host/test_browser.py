@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lora_loom.trainer.config import LoomConfig
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
@@ -120,8 +121,28 @@ def test_a_preset_fills_the_widgets(page):
     set_widget(page, 4, "preset", "illustration style")
     page.wait_for_function("() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'rank').value === 32")
     assert widget(page, 4, "gradient_checkpointing") is False and widget(page, 4, "caption_dropout") == 0.1
+    assert widget(page, 5, "steps") == 2500 and widget(page, 5, "learning_rate") == 0.0001  # of the Train LoRA behind it
+    set_widget(page, 4, "rank", 24)  # by hand: another family leaves it
     set_widget(page, 4, "family", "sd15")
     page.wait_for_function("() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'targets').value === 'all linear+conv'")
+    assert widget(page, 4, "rank") == 24 and widget(page, 4, "alpha") == 32 and widget(page, 5, "steps") == 2500
+    set_widget(page, 4, "family", "qwen_image")
+    page.wait_for_function("() => window.app.graph.getNodeById(5).widgets.find((w) => w.name === 'learning_rate').value === 0.00005")
+    assert widget(page, 4, "targets") == "attention+ff" and widget(page, 4, "rank") == 24
+
+
+def test_a_run_s_config_fills_the_nodes(page):
+    """Dropped on the node, as a file is."""
+    open_workflow(page, "toy_base_train_and_generate")
+    text = LoomConfig().replace(adapter={"rank": 7, "alpha": 3.0, "target_modules": ("to_q$", "to_k$")}, train={"steps": 77, "batch_size": 2}, output={"name": "again"}).to_yaml()
+    page.evaluate("""(text) => {
+        const node = window.app.graph.getNodeById(4), dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([text], "config.yaml", {type: "application/yaml"}));
+        return node.onDragDrop({dataTransfer});
+    }""", text)
+    page.wait_for_function("() => window.app.graph.getNodeById(5).widgets.find((w) => w.name === 'steps').value === 77")
+    assert (widget(page, 4, "rank"), widget(page, 4, "alpha"), widget(page, 4, "target_modules")) == (7, 3, "to_q$\nto_k$")
+    assert (widget(page, 5, "batch_size"), widget(page, 5, "name"), widget(page, 4, "preset")) == (2, "again", "default")
 
 
 FOLD = """() => {

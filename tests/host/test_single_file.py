@@ -26,7 +26,7 @@ def answers(model) -> list[torch.Tensor]:
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     noisy, timesteps = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([500])
     with torch.inference_mode(False), torch.no_grad(), model.training("fp32", False, False):
-        answer = model.predict(noisy, timesteps, Batch(noisy, [CAPTION]), [context])
+        answer = model.predict(noisy, timesteps, Batch(noisy, [CAPTION], sizes=[(64, 64, 0, 0, 64, 64)]), [context])
     rows = [context.context] if context.pooled is None else [context.context, context.pooled]
     return [t.detach().clone() for t in (*rows, model.encode_images(pixels), answer)]
 
