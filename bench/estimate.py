@@ -42,12 +42,7 @@ def memory(checkpoint: Path, folder: Path) -> str:
         said, held = {}, []
 
         def one_step(state, objective, source, *_, held=held) -> None:
-            question = objective.draw(next(source(0)), torch.Generator().manual_seed(0))
-            for parameter in state.parameters:
-                parameter.grad = torch.zeros_like(parameter)
-            with estimate.Peak() as peak:
-                objective(question).backward()
-            held.append(peak.peak)
+            held.append(estimate.peak(objective, next(source(0)), state))
             raise Counted
 
         asked, ask = [], estimate.memory

@@ -63,12 +63,7 @@ def test_a_step_takes_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found, real = {}, []
 
     def first_step(state, objective, source, config, *_) -> None:
-        question = objective.draw(next(source(0)), torch.Generator().manual_seed(0))
-        for parameter in state.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        with estimate.Peak() as peak:
-            objective(question).backward()
-        real.append(peak.peak)
+        real.append(estimate.peak(objective, next(source(0)), state))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "train", first_step)
@@ -150,7 +145,7 @@ def test_asking_that_fails_ends_no_run(dataset: Dataset, tmp_path: Path, monkeyp
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
     events: list[tuple[str, dict]] = []
-    monkeypatch.setattr(estimate, "_peak", failing)
+    monkeypatch.setattr(estimate, "peak", failing)
     assert run(dataset, CONFIG, tmp_path, event=lambda name, data: events.append((name, data))).steps == 3
     assert next(data for name, data in events if name == "memory")["text"] == "unknown"
 

@@ -81,8 +81,8 @@ def memory(state: State, objective: Objective, encoded: Encoded, config: LoomCon
     optimizer, (base, free) = trained + optim.kept_bytes(config.optim, trained // 4), objective.model.memory()
     found: dict[int, int] = {}
     try:
-        for size in _smaller(tuple(latents.shape[-2:]), max(1, objective.model.family.size_multiple // 8)):
-            found[size[0] * size[1]] = _peak(objective, _corner(encoded, latents, size), state)
+        for size in _smaller(tuple(latents.shape[-2:]), max(1, objective.model.family.size_multiple // objective.model.family.cell)):
+            found[size[0] * size[1]] = peak(objective, _corner(encoded, latents, size), state)
     except torch.OutOfMemoryError:  # not even these fit
         return Memory(base, trained, optimizer, (free or 0) + 1, free or 0)
     (small, least), (large, most) = min(found.items()), max(found.items())
@@ -139,7 +139,8 @@ def _corner(encoded: Encoded, latents: torch.Tensor, size: tuple[int, int]) -> B
     return replace(batch, latents=cut(batch.latents), masks=cut(batch.masks))
 
 
-def _peak(objective: Objective, batch: Batch, state: State) -> int:
+def peak(objective: Objective, batch: Batch, state: State) -> int:
+    """Bytes that one micro-batch holds at most, forward and backward, gradients aside."""
     device = objective.model.device
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
@@ -147,9 +148,9 @@ def _peak(objective: Objective, batch: Batch, state: State) -> int:
         for parameter in state.parameters:  # gradients are counted elsewhere
             parameter.grad = torch.zeros_like(parameter)
         try:
-            with Peak() as peak:
+            with Peak() as seen:
                 objective(question).backward()
         finally:
             for parameter in state.parameters:
                 parameter.grad = None
-    return peak.peak
+    return seen.peak

@@ -101,7 +101,7 @@ class DiffusersModel:
     def sample(self, positive: Conditioning, negative: Conditioning, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
         scheduler = EulerDiscreteScheduler.from_config(self._schedule)
         scheduler.set_timesteps(self.family.sampler[2], device=self.device)
-        height, width = 8 * shape[-2], 8 * shape[-1]
+        height, width = self.family.cell * shape[-2], self.family.cell * shape[-1]
         latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(self.device) * scheduler.init_noise_sigma
         batch = Batch(latents, ["", ""], sizes=[(height, width, 0, 0, height, width)] * 2)
         for t in scheduler.timesteps:

@@ -16,6 +16,7 @@ from ..backbones.families import FAMILIES
 from ..config import LoomConfig
 from ..errors import LoomError
 from ..names import check_name
+from ..runs.store import write_whole
 
 FOLDER = Path(__file__).parent
 FIRST = "default"
@@ -78,8 +79,6 @@ def save(name: str, values: Values, replace: bool = False) -> Path | None:
         raise LoomError(f"preset {name!r} is one of LoRA Loom's own: save yours under another name")
     merge(values, {})
     path = _own[0] / f"{name.replace(' ', '_')}.yaml"
-    from ..runs.store import write_whole
-
     if name in names() and not replace:
         return None
     try:

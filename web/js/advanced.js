@@ -7,6 +7,6 @@ app.registerExtension({
     name: "lora_loom.advanced",
     nodeCreated(node) {
         if (node.constructor.nodeData?.category !== "LoRA Loom" || setting("Comfy.Node.AlwaysShowAdvancedWidgets")) return;
-        fold(node, setting("Comfy.Locale"));
+        fold(node);
     },
 });

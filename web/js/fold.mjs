@@ -1,22 +1,19 @@
 // A node's rare settings on the classic canvas: folded away behind a button that counts those which differ from their defaults.
-const WORDS = {
-    en: { show: (n, changed) => `▸ ${n} more settings${changed ? ` · ${changed} changed` : ""}`, hide: "▾ Fewer settings" },
-    zh: { show: (n, changed) => `▸ 更多设置（${n} 项）${changed ? ` · 已改 ${changed} 项` : ""}`, hide: "▾ 收起设置" },
-};
+import { words } from "./settings.mjs";
 
 // Values or the node's state may have changed: the button says how many of the folded ones are not as they come.
 export function refold(node) {
-    const { button, rare, defaults, words } = node.loomFold ?? {};
+    const { button, rare, defaults } = node.loomFold ?? {};
     if (!button) return;
     const open = Boolean(node.showAdvanced);
     const changed = rare.filter((w) => defaults[w.name] !== undefined && String(w.value) !== String(defaults[w.name])).length;
     // `hidden` of the widget is the canvas's alone: the new nodes read `options`. The canvas makes no room for what is hidden
     for (const widget of rare) widget.hidden = !open;
-    button.label = open ? words.hide : words.show(rare.length, changed);
+    button.label = open ? words().fewer : words().more(rare.length, changed);
     node.setDirtyCanvas?.(true, true);
 }
 
-export function fold(node, locale) {
+export function fold(node) {
     const inputs = { ...node.constructor.nodeData?.input?.required, ...node.constructor.nodeData?.input?.optional };
     const rare = (node.widgets ?? []).filter((w) => w.options?.advanced);
     // a button for one or two would take more room than it saves; pages of 2025 make room even for what is hidden
@@ -30,8 +27,7 @@ export function fold(node, locale) {
         node.setSize([node.size[0], Math.max(node.computeSize()[1], node.showAdvanced ? node.size[1] : node.loomFold.height ?? 0)]);
     }, { canvasOnly: true, serialize: false });
     button.serialize = false;
-    node.loomFold = { button, rare, defaults: Object.fromEntries(rare.map((w) => [w.name, inputs[w.name]?.[1]?.default])),
-                      words: WORDS[locale?.startsWith("zh") ? "zh" : "en"] };
+    node.loomFold = { button, rare, defaults: Object.fromEntries(rare.map((w) => [w.name, inputs[w.name]?.[1]?.default])) };
     for (const hook of ["onConfigure", "onWidgetChanged"]) {
         const before = node[hook];
         node[hook] = function (...values) {

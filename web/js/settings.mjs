@@ -1,4 +1,4 @@
-// What presets.js says, asks and fills in: the server's routes, the page's dialogs, and widgets.
+// What our extensions say, ask and fill in: words in the page's language, its dialogs, the server's routes, widgets.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -7,11 +7,13 @@ const WORDS = {
         savePreset: "Save as preset…", presetName: "The preset's name", loadSettings: "Load settings from config.yaml…",
         saved: (name) => `Preset “${name}” is saved.`, loaded: (name) => `Settings from ${name} are filled in.`, failed: "LoRA Loom",
         replace: (name) => `A preset “${name}” exists. Replace it?`, noLora: (name) => `init_lora ${name} is not in ComfyUI's loras folders: it is left out.`,
+        more: (n, changed) => `▸ ${n} more settings${changed ? ` · ${changed} changed` : ""}`, fewer: "▾ Fewer settings",
     },
     zh: {
         savePreset: "保存为预设…", presetName: "预设名称", loadSettings: "从 config.yaml 载入设置…",
         saved: (name) => `预设“${name}”已保存。`, loaded: (name) => `已填入 ${name} 中的设置。`, failed: "LoRA Loom",
         replace: (name) => `预设“${name}”已存在，要替换吗？`, noLora: (name) => `ComfyUI 的 loras 文件夹中没有 ${name}（init_lora），已略去。`,
+        more: (n, changed) => `▸ 更多设置（${n} 项）${changed ? ` · 已改 ${changed} 项` : ""}`, fewer: "▾ 收起设置",
     },
 };
 
