@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lora_loom.trainer import job, samples
+from lora_loom.trainer import attempts, job, samples
 from lora_loom.trainer.adapters import evaluating
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.config import LoomConfig
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="at most")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
     given = parser.parse_args()
-    samples.Samples.draw, job.Samples = Scored.draw, Scored
+    attempts.Samples = Scored
     base = backbone.load(arch.NAME)
     with torch.no_grad():
         others = demo.prompts()[1]

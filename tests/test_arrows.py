@@ -104,15 +104,17 @@ ARROWS = {
     "trainer/validation.py": (*BOTTOM, "trainer.objective", "trainer.adapters", "trainer.data"),
     "trainer/fitting.py": (),
     "trainer/loop.py": (*BOTTOM, "trainer.optim", "trainer.objective", "trainer.state"),
-    "trainer/job.py": (*BOTTOM, *MIDDLE, "trainer.loop", "trainer.objective", "trainer.state", "trainer.validation", "trainer.fitting", "trainer.samples",
-                       "trainer.estimate"),
+    "trainer/job.py": (*BOTTOM, *MIDDLE, "trainer.attempts", "trainer.objective", "trainer.state", "trainer.validation"),
+    "trainer/attempts.py": (*BOTTOM, *MIDDLE, "trainer.loop", "trainer.objective", "trainer.state", "trainer.validation", "trainer.fitting",
+                            "trainer.samples", "trainer.estimate"),
     "trainer/estimate.py": (*BOTTOM, "trainer.data", "trainer.objective", "trainer.optim", "trainer.state"),
     "trainer/samples.py": (*BOTTOM, "trainer.adapters", "trainer.data", "trainer.runs.store", "trainer.runs.logs", "trainer.state"),
-    "trainer/presets/": (*BOTTOM, "trainer.runs.store"),
+    "trainer/presets/": (*BOTTOM, "trainer.runs.store", "trainer.yaml_text"),
     "trainer/data/": (*BOTTOM, "trainer.data"),
     "trainer/captioners/": (*BOTTOM, "trainer.data", "trainer.captioners"),
     "trainer/runs/": (*BOTTOM, "trainer.runs", "trainer.adapters", "trainer.data", "trainer.state"),
-    "trainer/yaml_config.py": (*BOTTOM, "trainer.presets", "trainer.yaml_values"),
+    "trainer/yaml_config.py": (*BOTTOM, "trainer.presets", "trainer.yaml_text", "trainer.yaml_values"),
+    "trainer/yaml_text.py": ("trainer.errors",),
     "trainer/yaml_values.py": (*BOTTOM, "trainer.presets", "trainer.data.captions", "trainer.data.masks"),
     "trainer/backbones/protocol.py": ("trainer.backbones.families", "trainer.errors"),
     "trainer/backbones/families.py": (),
@@ -131,7 +133,7 @@ def test_arrows_point_one_way(path):
     assert offences(inside(path), lambda name: not under(name, *allowed)) == []
 
 
-@pytest.mark.parametrize("name", ["trainer/job.py", "trainer/loop.py"])
+@pytest.mark.parametrize("name", ["trainer/job.py", "trainer/attempts.py", "trainer/loop.py"])
 def test_job_and_loop_are_handed_their_backbone(name):
     path = ROOT / name
     if not path.exists():

@@ -2,18 +2,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from lora_loom.trainer import estimate, job, loop, optim, samples
+from lora_loom.trainer import attempts, estimate, loop, optim, samples
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.families import FAMILIES
 from lora_loom.trainer.config import LoomConfig, SampleConfig
 from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, plan, train
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 CONFIG = LoomConfig().replace(adapter={"rank": 4, "alpha": 4.0}, optim={"learning_rate": 1e-3, "scheduler": "constant"}, loss={"caption_dropout": 0.0},
@@ -21,19 +21,13 @@ CONFIG = LoomConfig().replace(adapter={"rank": 4, "alpha": 4.0}, optim={"learnin
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return pictures(tmp_path, 64)
+def shapes(circles: Callable[..., Path]) -> Callable[[int], Dataset]:
+    return lambda side: read_dataset(circles("a {} star", ("red", "green", "blue", "yellow"), side), resolution=side, min_size=32, trigger_word="star")
 
 
-def pictures(folder: Path, side: int) -> Dataset:
-    folder = folder / f"shapes{side}"
-    folder.mkdir()
-    for colour in ("red", "green", "blue", "yellow"):
-        image = Image.new("RGB", (side, side), "white")
-        ImageDraw.Draw(image).ellipse((side // 5, side // 4, side * 3 // 4, side * 4 // 5), fill=colour)
-        image.save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} star", encoding="utf-8")
-    return read_dataset(folder, resolution=side, min_size=32, trigger_word="star")
+@pytest.fixture
+def dataset(shapes: Callable[[int], Dataset]) -> Dataset:
+    return shapes(64)
 
 
 def run(dataset: Dataset, config: LoomConfig, folder: Path, model: backbone.DiffusersModel | None = None, **hooks: object) -> Result:
@@ -58,7 +52,7 @@ def test_the_peak_is_that_of_the_tensors() -> None:
     (128, {"loss": {"preservation": 1.0}}), (128, {"adapter": {"algorithm": "dora"}}), (128, {"adapter": {"train_text_encoder": True}}),
     (256, {"train": {"gradient_checkpointing": True}}), (128, {"train": {"gradient_checkpointing": True, "batch_size": 2}})],
     ids=["64", "128", "256", "batch", "lokr", "preservation", "dora", "text encoder", "checkpointing", "checkpointing, batch"])
-def test_a_step_takes_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, change: dict) -> None:
+def test_a_step_takes_what_was_said(shapes: Callable[[int], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, change: dict) -> None:
     """Within the tenth that was promised; the checkpointed toy is all small parts, which do not all grow alike."""
     found, real = {}, []
 
@@ -68,7 +62,7 @@ def test_a_step_takes_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(loop, "train", first_step)
     with pytest.raises(KeyboardInterrupt):
-        run(pictures(tmp_path, side), CONFIG.replace(**change), tmp_path, event=lambda name, data: found.update({name: data}))
+        run(shapes(side), CONFIG.replace(**change), tmp_path, event=lambda name, data: found.update({name: data}))
     allowed = 0.3 if "gradient_checkpointing" in change.get("train", {}) else 0.1
     assert found["memory"]["step"] == pytest.approx(real[0], rel=allowed)
 
@@ -158,7 +152,7 @@ def test_samples_and_validation_count_as_they_come(monkeypatch: pytest.MonkeyPat
     pictures.config, pictures.failure, pictures.draws, pictures.seconds = SampleConfig(sample_steps=4), "", 1, 10.0
     assert [pictures.to_come(step, 20) for step in (0, 3, 4, 19, 20)] == [50.0, 50.0, 40.0, 10.0, 0.0] and pictures.to_come(3, 21) == 60.0
     config = CONFIG.replace(train={"validation_steps": 3})
-    between = functools.partial(job._between, config, 20, pictures, 9)
+    between = functools.partial(attempts._between, config, 20, pictures, 9)
     watch = estimate.Clock(Hooks(event=lambda name, data: events.append((name, data))), between).watching(lambda now: None)
     clock[0] += 10.0  # the first samples
     for step in range(1, 6):

@@ -19,7 +19,6 @@ from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.runs import export, store
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 CONFIG = LoomConfig().replace(
@@ -30,15 +29,8 @@ CAPTION = "a red circle on a blue background"
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    folder = tmp_path / "形 shapes"
-    folder.mkdir()
-    for colour in ("red", "blue"):
-        image = Image.new("RGB", (64, 64), "white")
-        ImageDraw.Draw(image).rectangle((14, 20, 48, 50), fill=colour)
-        image.save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} square, tag", encoding="utf-8")
-    return read_dataset(folder, resolution=64, min_size=32, trigger_word="zxc")
+def dataset(circles: Callable[..., Path]) -> Dataset:
+    return read_dataset(circles("a {} square, tag", ("red", "blue")), resolution=64, min_size=32, trigger_word="zxc")
 
 
 def run(dataset: Dataset, config: LoomConfig, folder: Path, **hooks: object) -> Result:
@@ -61,7 +53,7 @@ def test_metadata(dataset: Dataset, tmp_path: Path) -> None:
     }
     assert {k: info.get(k) for k in expected} == expected
     assert LoomConfig.from_dict(json.loads(info["lora_loom.config"])).adapter.rank == 4
-    assert json.loads(info["ss_tag_frequency"]) == {"形 shapes": {"zxc": 2, "tag": 2, "a red square": 1, "a blue square": 1}}
+    assert json.loads(info["ss_tag_frequency"]) == {"形 circles 64": {"zxc": 2, "tag": 2, "a red square": 1, "a blue square": 1}}
     assert info["modelspec.hash_sha256"] == "0x" + info["sshs_model_hash"] and str(tmp_path) not in json.dumps(info)
 
 

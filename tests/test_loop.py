@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, total_steps, train
 from lora_loom.trainer.objective import Objective
 from lora_loom.trainer.state import State
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 CONFIG = LoomConfig().replace(
@@ -38,16 +38,9 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(circles: Callable[..., Path]) -> Path:
     """Four drawn shapes with captions beside them."""
-    folder = tmp_path / "shapes"
-    folder.mkdir()
-    for colour in COLOURS:
-        image = Image.new("RGB", (64, 64), "white")
-        ImageDraw.Draw(image).ellipse((12, 16, 50, 54), fill=colour)
-        image.save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} circle", encoding="utf-8")
-    return folder
+    return circles(colours=COLOURS)
 
 
 @pytest.fixture

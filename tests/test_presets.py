@@ -155,7 +155,7 @@ def test_a_broken_file_of_ones_own_hides_no_other(own):
     own.mkdir()
     (own / "broken.yaml").write_bytes(b"\xff\xfe{")
     assert "broken" in presets.names() and presets.load("person")
-    with pytest.raises(LoomError, match="'broken' cannot be read"):
+    with pytest.raises(LoomError, match="'broken' is not UTF-8"):
         presets.load("broken")
 
 

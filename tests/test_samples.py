@@ -1,6 +1,7 @@
 """Pictures on the way: they change nothing of what is learned, show what the file will show, and end no run."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.hooks import Hooks
 from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.toy import arch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 
 PROMPTS = ("a red circle on a white background", "a blue square on a green background")
@@ -25,15 +26,8 @@ CONFIG = LoomConfig().replace(
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    folder = tmp_path / "shapes"
-    folder.mkdir()
-    for colour in ("red", "green", "blue"):
-        image = Image.new("RGB", (64, 64), "white")
-        ImageDraw.Draw(image).ellipse((12, 16, 50, 54), fill=colour)
-        image.save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} circle", encoding="utf-8")
-    return read_dataset(folder, resolution=64, min_size=32)
+def dataset(circles: Callable[..., Path]) -> Dataset:
+    return read_dataset(circles(), resolution=64, min_size=32)
 
 
 def run(dataset: Dataset, config: LoomConfig, folder: Path, model: backbone.DiffusersModel | None = None, **hooks: object) -> Result:

@@ -58,8 +58,8 @@ def toy() -> dict:
     return train_and_generate(
         node("ToyBase"), {"folder": "lora_loom_stars", "resolution": 64, "min_size": 64, "trigger_word": "star"},
         {"preset": "default", "rank": 16, "alpha": 16.0, "targets": "all linear+conv", "scheduler": "cosine", "warmup_steps": 20, "caption_dropout": 0.0,
-         "preservation": 2.0, "preservation_words": "circle, square, triangle, cross, ring, diamond"},
-        {"steps": 600, "learning_rate": 0.002, "batch_size": 4, "name": "toy_star", "sample_steps": 100,
+         "preservation": 1.0, "preservation_words": "circle, square, triangle, cross, ring, diamond"},
+        {"steps": 400, "learning_rate": 0.002, "batch_size": 4, "name": "toy_star", "sample_steps": 100,
          "sample_prompts": "a red star on a blue background\na red circle on a blue background"},
         {"prompt": "a red star on a blue background\na yellow star on a purple background\na white star on a green background\n"
                    "a red circle on a blue background", "negative": "", "seed": 1, "steps": 20, "cfg": 3.0},
@@ -102,13 +102,13 @@ WORKFLOWS = {
              ("", [("11", 370, 0), ("13", 370, 430)])]],
         "note": """## Train a LoRA, then generate with it
 
-Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with the pack and draws coloured shapes, but it has never seen a star. From the twenty pictures in `input/lora_loom_stars` it learns one, in three or four minutes on a CPU; `preservation` in *LoRA Config* keeps the other shapes as they were.
+Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with the pack and draws coloured shapes, but it has never seen a star. From the twenty pictures in `input/lora_loom_stars` it learns one, in about three minutes on a CPU; `preservation` in *LoRA Config* keeps the other shapes as they were.
 
 *Preview Sample* shows each prompt **before | after**. The file is in `output/loras`, and every LoRA loader can choose it.
 
 ## 训练一个 LoRA，并立即用它生成图片
 
-点击 **运行**。无需下载任何模型：*Toy Base* 是随包附带的微型模型，会画彩色图形，但从未见过星形。它用 `input/lora_loom_stars` 中的二十张图片学会画星形，CPU 上约三四分钟；*LoRA Config* 中的 `preservation` 让其他图形保持原样。
+点击 **运行**。无需下载任何模型：*Toy Base* 是随包附带的微型模型，会画彩色图形，但从未见过星形。它用 `input/lora_loom_stars` 中的二十张图片学会画星形，CPU 上约三分钟；*LoRA Config* 中的 `preservation` 让其他图形保持原样。
 
 *Preview Sample* 按 **训练前 | 训练后** 并排显示每条提示词。LoRA 文件保存在 `output/loras`，可在任何 LoRA 加载器中选择。
 """},

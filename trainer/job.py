@@ -4,36 +4,29 @@ A model comes in from the caller; nothing here knows which backbone is behind it
 """
 from __future__ import annotations
 
-import gc
-import logging
-import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from . import estimate, loop, optim
-from .adapters import Adapter, adapted, select, size
+from . import optim
+from .adapters import select, size
+from .attempts import Attempts
 from .backbones.families import Family
 from .backbones.protocol import TrainableModel
 from .config import LoomConfig, LossConfig, parse_target
-from .data.batches import Encoded, batches, encode, epoch_length
+from .data.batches import epoch_length
 from .data.buckets import bucket_for
 from .data.folder import Dataset
 from .devices import slow_in_bf16, threads
 from .errors import LoomError
-from .fitting import Fitting
 from .hooks import Hooks, Progress
 from .names import check_name
-from .objective import Objective, noise_levels
+from .objective import noise_levels
 from .runs import checkpoint, export, logs, lora_names, store
 from .runs.saver import Saver
-from .samples import Samples
 from .state import State, Written
-from .validation import TIMES, Validation, divided
-
-_log = logging.getLogger("lora_loom")
+from .validation import divided
 
 __all__ = ["Hooks", "Progress", "Result", "check", "plan", "total_steps", "train"]
 
@@ -162,7 +155,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
         with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(config.train.seed)
-            state, notes, samples = _train(model, training, held, config, steps, saver, log, hooks, first, written)
+            attempts = Attempts(model, training, held, config, steps, saver, log, hooks, first, written)
+            state = attempts.train()
     except OSError as error:
         raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
                         "free some space, or choose a folder that may be written to") from error
@@ -171,112 +165,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         if log is not None:
             log.close()
             store.drop_if_empty(run)
-    return Result(saver.path, saver.lora, state.history, state.step, state.step < steps, run, _report(state, config, saver, notes), samples)
-
-
-def _train(model: TrainableModel, dataset: Dataset, held: Dataset | None, config: LoomConfig, steps: int, saver: Saver, log: logs.Log, hooks: Hooks,
-           first: dict[str, dict[str, torch.Tensor]], written: Written | None) -> tuple[State, list[str], list[Path]]:
-    """(the state that the run ended with, what the report says beside it, the newest samples)."""
-
-    def encoding(done: int, total: int) -> None:
-        hooks.poll()
-        hooks.progress(Progress("encode", done, total))
-
-    words = config.loss.preservation_words if config.loss.preservation else None
-    encoded = encode(model, dataset, config.adapter.train_text_encoder, encoding, preserve=words)
-    checked = encode(model, held, config.adapter.train_text_encoder, encoding) if held else encoded
-    pictures = None
-    if config.samples.sample_steps:
-        pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, config.adapter.train_text_encoder).shaped(encoded)
-    model.release_encoders(text_encoders=not config.adapter.train_text_encoder)
-    source = partial(batches, encoded, dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
-    fitting, changes, state = Fitting(config.train.gradient_checkpointing), [], None
-    while True:
-        try:
-            # a host brings its model in as it is, before there is anything of ours in its tree
-            with model.training(config.train.precision, config.adapter.train_text_encoder, fitting.checkpointing, largest=_largest(encoded, config, fitting),
-                                offload=fitting.offload), adapted(model, config.adapter, config.train.seed) as adapters:
-                state = State(adapters, config, steps, model.device)
-                _begin(state, adapters, first, written, saver)
-                objective = Objective(model, adapters, config.loss)
-                needs = _needs(state, objective, encoded, config, fitting, hooks)
-                cheaper = None if needs is None or needs.fits else fitting.cheaper(config.train.batch_size, model.can_offload)
-                short = "will not fit"
-                if cheaper is None:
-                    hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}),
-                                           "disk": estimate.disk(state, config, saver.reserve.size, pictures.bytes if pictures else 0)})
-                    validate = Validation(objective, checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
-                    watch = saver.watching(state, log)
-                    between = partial(_between, config, steps, pictures, len(checked))
-                    watch = estimate.Clock(hooks, between).watching(pictures.watching(state, watch) if pictures else watch)
-                    try:
-                        if pictures and not state.step:
-                            pictures.draw(state)
-                        with torch.enable_grad():
-                            loop.train(state, objective, lambda skip: source(skip=skip), config, replace(hooks, progress=watch), validate, fitting.split)
-                    except torch.OutOfMemoryError:
-                        written, short = state.written(), "out of memory"  # as after the last whole step
-                        cheaper = fitting.cheaper(config.train.batch_size, model.can_offload)
-                        if cheaper is None:
-                            saver.finish(state)
-                            raise
-                    except BaseException:
-                        saver.finish(state)
-                        raise
-                    else:
-                        saver.finish(state)
-                        return state, [*_notes(changes, pictures), *remarks_on(config, steps, model.device)], pictures.newest if pictures else []
-        except LoomError as error:
-            if saver.path is not None and state is not None:
-                raise LoomError(f"{error}. What was learned in {state.step} steps is saved as {saver.path.name}") from error
-            raise
-        except torch.OutOfMemoryError as error:
-            kept = f" What was learned in {state.step} steps is saved as {saver.path.name}" if saver.path and state else ""
-            raise LoomError(f"the GPU ran out of memory at batch_size {config.train.batch_size}, {'after ' + ', '.join(changes) if changes else 'as it is'}: "
-                            f"lower the resolution ({dataset.resolution}) or the rank ({config.adapter.rank}), or choose smaller targets.{kept}") from error
-        changes.append(cheaper.difference(fitting))
-        fitting = cheaper
-        hooks.event(short, {"step": state.step + 1, "change": changes[-1], "needed": str(needs)})
-        gc.collect()
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _needs(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, fitting: Fitting, hooks: Hooks) -> estimate.Memory | None:
-    """What is known of the memory that a step will take; None where asking failed, which ends no run."""
-    try:
-        return estimate.memory(state, objective, encoded, config, fitting.split)
-    except hooks.interrupts:
-        raise
-    except Exception as error:
-        _log.info("no estimate of the memory: %s", error)
-        return None
-
-
-def _between(config: LoomConfig, total: int, pictures: Samples | None, checked: int, step: int, seconds: float) -> float:
-    """Seconds that samples and validation will take after that step. A validation asks each picture several times, forward alone: a third of a step."""
-    found = pictures.to_come(step, total) if pictures else 0.0
-    every = config.train.validation_steps
-    if every:
-        left = total // every - step // every + bool(total % every)
-        found += left * TIMES * -(-checked // config.train.batch_size) * seconds / 3 / config.train.gradient_accumulation_steps
-    return found
-
-
-def _notes(changes: list[str], pictures: Samples | None) -> list[str]:
-    notes = [f"So that it fits into memory, these were changed: {', '.join(changes)}"] if changes else []
-    return notes + ([f"No more samples after {pictures.failure}"] if pictures and pictures.failure else [])
-
-
-def _begin(state: State, adapters: list[Adapter], first: dict[str, dict[str, torch.Tensor]], written: Written | None, saver: Saver) -> None:
-    """A new run's start, or where it was."""
-    if written is not None:
-        saver.take_up(state, written)
-        return
-    for adapter in adapters:
-        if adapter.key in first:
-            adapter.load(first[adapter.key])
-    state.mark()
+    report = _report(state, config, saver, [*attempts.notes(), *remarks_on(config, steps, model.device)])
+    return Result(saver.path, saver.lora, state.history, state.step, state.step < steps, run, report, attempts.pictures.newest if attempts.pictures else [])
 
 
 def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) -> str:
@@ -324,12 +214,6 @@ def _going_on(model: TrainableModel, config: LoomConfig, path: Path | None) -> d
         remedy = "choose wider targets" if left[-1].startswith("lora_unet") else "turn on train_text_encoder (text_encoder_lr 0 keeps it as it is)"
         raise LoomError(f"init_lora {path.name!r} has {len(left)} layers that this run would lose, such as {left[-1]}: {remedy}, or train without it")
     return first
-
-
-def _largest(encoded: Encoded, config: LoomConfig, fitting: Fitting) -> tuple[int, ...]:
-    """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""
-    rows = -(-min(config.train.batch_size, len(encoded)) // fitting.split)
-    return (rows, *max((tuple(z.shape) for z in encoded.latents), key=math.prod))
 
 
 def _file_size(model: TrainableModel, config: LoomConfig) -> int:

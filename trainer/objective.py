@@ -5,14 +5,14 @@ Knows configuration and model; what a step does with the loss is the loop's affa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from . import loss as losses
 from .adapters import Adapter, disabled
 from .backbones.families import Family
-from .backbones.protocol import Batch, Conditioning, TrainableModel
+from .backbones.protocol import Batch, TrainableModel
 from .config import LossConfig
 
 
@@ -27,6 +27,15 @@ class Question:
 
     def rows(self, part: slice) -> Question:
         return Question(self.batch.rows(part), self.noisy[part], self.times[part], self.target[part])
+
+    def neighbours(self) -> Question:
+        """The same with captions without the concept."""
+        return replace(self, batch=self.batch.neighbours())
+
+    def with_rows_of(self, other: Question) -> Question:
+        """These rows and then the other's."""
+        return Question(self.batch.with_rows_of(other.batch), *(torch.cat(pair) for pair in (
+            (self.noisy, other.noisy), (self.times, other.times), (self.target, other.target))))
 
     def parts(self, count: int) -> Iterator[tuple[Question, float]]:
         """(part, its share of the rows): `count` parts, or one a row where there are fewer."""
@@ -62,26 +71,23 @@ class Objective:
 
     def __call__(self, question: Question) -> torch.Tensor:
         """The scalar loss, with the graph where gradients are enabled."""
-        config, batch = self.config, question.batch
-        predicted = self._ask(question, batch.conditioning, batch.captions)
+        config, batch, count, asked, wanted = self.config, question.batch, len(question.noisy), question, None
+        if config.preservation:  # the answer to the same without the concept is to stay (ai-toolkit's differential output preservation)
+            neighbours = question.neighbours()
+            with torch.no_grad(), disabled(self.adapters):
+                wanted = self._ask(neighbours)
+            asked = question.with_rows_of(neighbours)  # one forward for both
+        predicted = self._ask(asked)
         c = losses.huber_c(question.times, self.process, config)
-        values = losses.distance(predicted, question.target, config, c)
+        values = losses.distance(predicted[:count], question.target, config, c)
         mask = None if batch.masks is None else self._mask(batch.masks.to(values), values.ndim)
         loss = losses.weighted_mean(values, self.process.weights(question.times, config), mask)
-        if config.preservation:
-            loss = loss + config.preservation * self._change(question)
-        return loss
+        return loss if wanted is None else loss + config.preservation * (predicted[count:] - wanted).square().mean()
 
-    def _ask(self, question: Question, encoded: list[Conditioning] | None, captions: list[str]) -> torch.Tensor:
-        conditioning = encoded if encoded is not None else self.model.encode_captions(captions)
-        return self.model.predict(question.noisy, question.times, question.batch, conditioning)
-
-    def _change(self, question: Question) -> torch.Tensor:
-        """How far the adapters change the answer to captions without the concept (ai-toolkit's differential output preservation)."""
+    def _ask(self, question: Question) -> torch.Tensor:
         batch = question.batch
-        with torch.no_grad(), disabled(self.adapters):
-            wanted = self._ask(question, batch.preserved_conditioning, batch.preserved)
-        return (self._ask(question, batch.preserved_conditioning, batch.preserved) - wanted).square().mean()
+        conditioning = batch.conditioning if batch.conditioning is not None else self.model.encode_captions(batch.captions)
+        return self.model.predict(question.noisy, question.times, batch, conditioning)
 
     def _mask(self, masks: torch.Tensor, ndim: int) -> torch.Tensor:
         """(B, 1, H, W) in 0..1 as weights: what is masked out keeps `unmasked_weight`; each picture's mean is 1, so that small subjects count as much."""

@@ -17,6 +17,7 @@ from . import presets
 from .backbones.families import Family
 from .config import TARGETS, LoomConfig, coerce
 from .errors import LoomError
+from .yaml_text import mapping, text_of
 from .yaml_values import CHECKS, SPELLINGS, find_base_model, path_of, preset_of, targets_of
 
 
@@ -133,7 +134,7 @@ class Job:
 def load_job(path: str | Path) -> Job:
     """The job that a YAML file describes. Raises LoomError naming the key, the value, the rule and the remedy."""
     path = Path(path).expanduser()
-    given = _canonical(_read(path), path.name)
+    given = _canonical(mapping(text_of(path), path.name, "lines such as `lora_rank: 16`"), path.name)
     values = {name: _value(_TABLE[name], value, path.absolute().parent) for name, value in given.items()}
     for name in ("train_data_dir", "base_model"):
         if not values.get(name):
@@ -165,45 +166,6 @@ def describe(job: Job) -> str:
 
 
 # ---------------------------------------------------------------- reading
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would silently take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise LoomError(f"key {key.value!r} is given twice, in lines {seen[key.value]} and {key.start_mark.line + 1}: keep one")
-            seen[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # Windows' Notepad writes a byte order mark
-    except OSError as error:
-        raise LoomError(f"{path} cannot be read ({error.strerror}): give the path of a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise LoomError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8 in your editor") from None
-
-
-def _read(path: Path) -> dict:
-    text = _text(path)
-    try:
-        tree = yaml.load(text, _Loader)  # a SafeLoader: plain data only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        hint = "; in double quotes a backslash starts an escape: write Windows paths with / or in single quotes" if "escape" in str(error) else ""
-        raise LoomError(f"{path.name} is not YAML{line}: {getattr(error, 'problem', None) or error}{hint}") from None
-    except (ValueError, OverflowError, RecursionError) as error:  # dates and numbers that are none
-        raise LoomError(f"{path.name} holds a value that is none ({error}): put it in quotes if it is meant as text") from None
-    if not isinstance(tree, dict):
-        raise LoomError(f"{path.name} holds {tree!r}: it must hold lines such as `lora_rank: 16`")
-    return tree
-
 
 def _canonical(tree: dict, source: str) -> dict[str, Any]:
     """The given keys under their own names; empty values mean the default."""
@@ -281,7 +243,7 @@ def _dataset(values: dict[str, Any], family: Family) -> dict[str, Any]:
 
 def _preset_values(preset: str | Path, family: Family) -> presets.Values:
     if isinstance(preset, Path):
-        return presets.parse(_text(preset), f"preset {preset.name!r}", family.id)
+        return presets.parse(text_of(preset), f"preset {preset.name!r}", family.id)
     return presets.load(preset, family.id) if preset else {}
 
 

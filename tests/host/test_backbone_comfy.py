@@ -21,7 +21,7 @@ from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.runs.lora_names import ldm_name
-from PIL import Image, ImageDraw
+from PIL import Image
 
 CONFIG = LoomConfig().replace(
     adapter={"rank": 4, "alpha": 4.0}, optim={"learning_rate": 1e-3, "text_encoder_lr": 1e-3, "scheduler": "constant"}, loss={"caption_dropout": 0.0},
@@ -60,15 +60,8 @@ def toy(comfy: SimpleNamespace) -> tuple:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    folder = tmp_path / "shapes"
-    folder.mkdir()
-    for colour in ("red", "green", "blue"):
-        image = Image.new("RGB", (64, 64), "white")
-        ImageDraw.Draw(image).ellipse((12, 16, 50, 54), fill=colour)
-        image.save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} circle (round)", encoding="utf-8")
-    return read_dataset(folder, resolution=64, min_size=32)
+def dataset(circles: Callable[..., Path]) -> Dataset:
+    return read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32)
 
 
 def run(model: object, dataset: Dataset, config: LoomConfig, folder: Path, **hooks: object) -> Result:

@@ -131,6 +131,22 @@ def test_a_preset_fills_the_widgets(page):
     assert widget(page, 4, "targets") == "attention+ff" and widget(page, 4, "rank") == 24
 
 
+def test_an_api_file_keeps_its_own_values(page):
+    """The page calls a widget's callback for each value that it reads from there, as if it were chosen."""
+    prompt = workflows.WORKFLOWS["toy_base_train_and_generate"]["graph"]()
+    prompt["4"]["inputs"].update(preset="person", family="sdxl", rank=5)
+    page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'from a file')", prompt)
+    page.wait_for_timeout(2000)  # as long as a preset would have taken to come and overwrite them
+    read = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    assert {k: plain(read["4"]["inputs"][k]) for k in prompt["4"]["inputs"]} == {k: plain(v) for k, v in prompt["4"]["inputs"].items()}
+    assert {k: plain(read["5"]["inputs"][k]) for k in ("steps", "learning_rate", "batch_size")} == {"steps": 400, "learning_rate": 0.002, "batch_size": 4}
+    page.evaluate("() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'preset').callback('person')")  # as a primitive does at each run
+    page.wait_for_timeout(1000)
+    assert widget(page, 4, "rank") == 5 and widget(page, 5, "steps") == 400
+    set_widget(page, 4, "preset", "one object")  # a choice still fills
+    page.wait_for_function("() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'rank').value !== 5")
+
+
 def test_a_run_s_config_fills_the_nodes(page):
     """Dropped on the node, as a file is."""
     open_workflow(page, "toy_base_train_and_generate")

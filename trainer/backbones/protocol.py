@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -39,6 +39,15 @@ class Batch:
     def rows(self, part: slice) -> Batch:
         """Those rows alone."""
         return Batch(**{f.name: None if (value := getattr(self, f.name)) is None else value[part] for f in fields(self)})
+
+    def neighbours(self) -> Batch:
+        """The same pictures with the captions without the concept."""
+        return replace(self, captions=self.preserved, conditioning=self.preserved_conditioning)
+
+    def with_rows_of(self, other: Batch) -> Batch:
+        """These rows and then the other's."""
+        join = lambda mine, theirs: None if mine is None else torch.cat((mine, theirs)) if isinstance(mine, torch.Tensor) else mine + theirs
+        return Batch(**{f.name: join(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
 class TrainableModel(Protocol):

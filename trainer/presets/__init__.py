@@ -17,10 +17,12 @@ from ..config import LoomConfig
 from ..errors import LoomError
 from ..names import check_name
 from ..runs.store import write_whole
+from ..yaml_text import mapping, text_of
 
 FOLDER = Path(__file__).parent
 FIRST = "default"
 LANGUAGES = ("en", "zh")
+WANTED = "a preset, or the configuration that a run has left as config.yaml"
 Values = dict[str, dict[str, Any]]  # a part of LoomConfig's tree
 
 _own: list[Path] = []  # folders of the user's own presets
@@ -91,16 +93,7 @@ def save(name: str, values: Values, replace: bool = False) -> Path | None:
 
 def parse(text: str, called: str, family: str = "") -> Values:
     """A preset's file or a run's config.yaml as part of LoomConfig's tree, checked. LoomError where it is neither."""
-    return _for_family(_checked(_parse(text, called), called), family)
-
-
-class _Plain(yaml.SafeLoader):
-    """SafeLoader without aliases: a few lines of them can stand for gigabytes, and presets are shared."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken")
-        return super().compose_node(parent, index)
+    return _for_family(_checked(mapping(text, called, WANTED), called), family)
 
 
 def _checked(tree: dict[str, Any], called: str) -> dict[str, Any]:
@@ -147,22 +140,9 @@ def _name(path: Path) -> str:
     return path.stem.replace("_", " ")
 
 
-def _parse(text: str, called: str) -> dict[str, Any]:
-    try:
-        tree = yaml.load(text, _Plain)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # dates and numbers that are none raise ValueError
-        raise LoomError(f"{called} is not YAML ({getattr(error, 'problem', None) or error}): give a preset or a run's config.yaml") from None
-    if not isinstance(tree, dict):
-        raise LoomError(f"{called} holds {str(tree)[:80]!r}: give a preset or a run's config.yaml")
-    return tree
-
-
 def _read(name: str) -> dict[str, Any]:
     path = _file(name)
-    try:
-        tree = _parse(path.read_text(encoding="utf-8-sig"), f"preset {name!r}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoomError(f"preset {name!r} cannot be read ({error}): save it again as UTF-8, or choose another") from error
+    tree = mapping(text_of(path, called := f"preset {name!r}"), called, WANTED)
     if path.parent == FOLDER:
         for part in ("title", "description"):
             missing = [language for language in LANGUAGES if not (tree.get(part) or {}).get(language)]

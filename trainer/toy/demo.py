@@ -22,7 +22,7 @@ WORKFLOW = Path(__file__).resolve().parents[2] / "example_workflows" / "toy_base
 # What the example workflow's nodes say too. Shapes alone are all that the base knows: without preservation every one would become a star.
 CONFIG = LoomConfig().replace(
     adapter={"targets": "all linear+conv"}, optim={"learning_rate": 2e-3, "scheduler": "cosine", "warmup_steps": 20},
-    loss={"caption_dropout": 0.0, "preservation": 2.0, "preservation_words": shapes.SHAPES}, train={"steps": 600, "batch_size": 4},
+    loss={"caption_dropout": 0.0, "preservation": 1.0, "preservation_words": shapes.SHAPES}, train={"steps": 400, "batch_size": 4},
     output={"name": "toy_star"}, samples={"sample_steps": 100, "sample_prompts": ("a red star on a blue background", "a red circle on a blue background")})
 CONCEPTS, OTHERS = 20, 40  # pictures that are scored
 CFG, SAMPLING_STEPS, SEED = 3.0, 20, 11

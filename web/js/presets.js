@@ -9,19 +9,31 @@ function says(preset, family) {
     return { ...preset.values, ...preset.train, ...preset.families[family] };
 }
 
+const at = (node, name) => node.widgets?.find((w) => w.name === name)?.value;
+
+// The preset and family that the node's values came with. Widgets call back without a choice too: a primitive at each run, an API file as it loads.
+function settle(node) {
+    node.loomChosen = { preset: at(node, "preset"), family: at(node, "family") };
+}
+
+let loading = false;  // an API file, whose own values count
+
 // A preset fills everything in. Another family changes what is still as the preset had it: what was set by hand stays.
-function choose(node, presets, byFamily) {
-    const at = (name) => node.widgets.find((w) => w.name === name)?.value;
-    const preset = presets[at("preset")];
+async function choose(node) {
+    const { preset: was, family: wasFamily } = node.loomChosen, chosen = at(node, "preset"), family = at(node, "family"), byFamily = chosen === was;
+    if (loading || (byFamily && family === wasFamily)) return settle(node);
+    const presets = await allPresets(), preset = presets[chosen];
+    if (node.graph?.getNodeById(node.id) !== node) return;  // another graph has been opened meanwhile
+    if (at(node, "preset") !== chosen || at(node, "family") !== family) return;  // another choice has been made
+    settle(node);
     if (preset?.error) say("error", preset.error);
     if (!preset?.values) return;
-    const values = says(preset, at("family")), before = says(preset, node.loomFamily ?? "any");
+    const values = says(preset, family), before = says(preset, wasFamily);
     for (const one of [node, ...trainers(node)]) {
         const stays = (w) => byFamily && String(w.value) !== String(before[w.name]);
         fill(one, Object.fromEntries(one.widgets.filter((w) => w.name in values && !stays(w)).map((w) => [w.name, values[w.name]])));
         refold(one);
     }
-    node.loomFamily = at("family");
 }
 
 async function save(node) {
@@ -35,6 +47,7 @@ async function save(node) {
         if (options && Array.isArray(options.values) && !options.values.includes(answer.name)) options.values.push(answer.name);
     }
     node.widgets.find((w) => w.name === "preset").value = answer.name;
+    settle(node);
     say("success", words().saved(answer.name));
 }
 
@@ -42,7 +55,7 @@ async function load(node, file) {
     const found = await readConfig(await file.text());
     if (!found) return;
     fill(node, { ...found.LoRAConfig, preset: "default", family: "any" });
-    node.loomFamily = "any";
+    settle(node);
     refold(node);
     const lora = node.widgets.find((w) => w.name === "init_lora"), known = lora?.options?.values;
     if (Array.isArray(known) && !known.includes(lora.value)) {
@@ -67,6 +80,18 @@ const dragged = (event) => [...(event.dataTransfer?.items ?? [])].some((item) =>
 
 app.registerExtension({
     name: "lora_loom.presets",
+    setup() {
+        const load = app.loadApiJson;
+        if (!load) return;
+        app.loadApiJson = async function (...given) {
+            loading = true;
+            try {
+                return await load.apply(this, given);
+            } finally {
+                loading = false;
+            }
+        };
+    },
     async nodeCreated(node) {
         if (node.comfyClass !== "LoRAConfig") return;
         for (const name of ["preset", "family"]) {
@@ -75,13 +100,14 @@ app.registerExtension({
             const before = chooser.callback;
             chooser.callback = async function (...values) {
                 before?.apply(this, values);
-                choose(node, await allPresets(), name === "family");
+                await choose(node);
             };
         }
+        settle(node);
         const configure = node.onConfigure;
         node.onConfigure = function (...values) {
             configure?.apply(this, values);
-            this.loomFamily = this.widgets.find((w) => w.name === "family")?.value;
+            settle(this);
         };
         const menu = node.getExtraMenuOptions;
         node.getExtraMenuOptions = function (canvas, options) {

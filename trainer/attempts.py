@@ -1,0 +1,162 @@
+"""One run's attempts: trained as it is, and again in a cheaper way for as long as memory does not suffice."""
+from __future__ import annotations
+
+import gc
+import logging
+import math
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from . import estimate, loop
+from .adapters import Adapter, adapted
+from .backbones.protocol import TrainableModel
+from .config import LoomConfig
+from .data.batches import batches, encode
+from .data.folder import Dataset
+from .errors import LoomError
+from .fitting import Fitting
+from .hooks import Hooks, Progress
+from .objective import Objective
+from .runs import logs
+from .runs.saver import Saver
+from .samples import Samples
+from .state import State, Written
+from .validation import TIMES, Validation
+
+_log = logging.getLogger("lora_loom")
+
+
+class Attempts:
+    """A run on its way, from encoding to its last save. `state` is where it is; `changes` what made it fit, in words."""
+
+    def __init__(self, model: TrainableModel, dataset: Dataset, held: Dataset | None, config: LoomConfig, steps: int, saver: Saver, log: logs.Log,
+                 hooks: Hooks, first: dict[str, dict[str, torch.Tensor]], written: Written | None) -> None:
+        """Encodes everything and lets the encoders go. first: the tensors to begin with, by adapter; written: the state to go on from."""
+        self.model, self.config, self.steps, self.saver, self.log, self.hooks = model, config, steps, saver, log, hooks
+        self.first, self.written, self.dataset = first, written, dataset
+        self.state: State | None = None
+        self.changes: list[str] = []
+        live_text = config.adapter.train_text_encoder
+        words = config.loss.preservation_words if config.loss.preservation else None
+        self.encoded = encode(model, dataset, live_text, self._encoding, preserve=words)
+        self.checked = encode(model, held, live_text, self._encoding) if held else self.encoded
+        self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded) if config.samples.sample_steps else None
+        model.release_encoders(text_encoders=not live_text)
+
+    def train(self) -> State:
+        """The state that the run ended with. What was learned is saved on every way out."""
+        fitting: Fitting | None = Fitting(self.config.train.gradient_checkpointing)
+        while fitting is not None:
+            try:
+                # a host brings its model in as it is, before there is anything of ours in its tree
+                with self.model.training(self.config.train.precision, self.config.adapter.train_text_encoder, fitting.checkpointing,
+                                         largest=self._largest(fitting), offload=fitting.offload), \
+                        adapted(self.model, self.config.adapter, self.config.train.seed) as adapters:
+                    fitting = self._attempt(adapters, fitting)
+            except LoomError as error:
+                if self.saver.path is not None:
+                    raise LoomError(f"{error}.{self._kept()}") from error
+                raise
+            except torch.OutOfMemoryError as error:
+                config = self.config
+                raise LoomError(f"the GPU ran out of memory at batch_size {config.train.batch_size}, "
+                                f"{'after ' + ', '.join(self.changes) if self.changes else 'as it is'}: lower the resolution ({self.dataset.resolution}) "
+                                f"or the rank ({config.adapter.rank}), or choose smaller targets.{self._kept()}") from error
+            if fitting is not None:
+                gc.collect()
+                if self.model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        return self.state
+
+    def notes(self) -> list[str]:
+        """What the report says beside the state."""
+        notes = [f"So that it fits into memory, these were changed: {', '.join(self.changes)}"] if self.changes else []
+        return notes + ([f"No more samples after {self.pictures.failure}"] if self.pictures and self.pictures.failure else [])
+
+    def _attempt(self, adapters: list[Adapter], fitting: Fitting) -> Fitting | None:
+        """Train to the end; or the cheaper way to be tried next, because memory will not or did not suffice."""
+        state = self.state = State(adapters, self.config, self.steps, self.model.device)
+        self._begin(adapters)
+        objective = Objective(self.model, adapters, self.config.loss)
+        needs = self._needs(objective, fitting)
+        cheaper = fitting.cheaper(self.config.train.batch_size, self.model.can_offload)
+        if needs is not None and not needs.fits and cheaper is not None:
+            return self._instead("will not fit", cheaper, fitting, needs)
+        self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}),
+                                    "disk": estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes if self.pictures else 0)})
+        try:
+            self._loop(objective, fitting)
+        except torch.OutOfMemoryError:
+            if cheaper is None:
+                self.saver.finish(state)
+                raise
+            self.written = state.written()  # as after the last whole step
+            return self._instead("out of memory", cheaper, fitting, needs)
+        except BaseException:
+            self.saver.finish(state)
+            raise
+        self.saver.finish(state)
+        return None
+
+    def _loop(self, objective: Objective, fitting: Fitting) -> None:
+        """The training itself, with everything that watches it."""
+        state, config, pictures = self.state, self.config, self.pictures
+        validate = Validation(objective, self.checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
+        watch = self.saver.watching(state, self.log)
+        if pictures:
+            watch = pictures.watching(state, watch)
+        watch = estimate.Clock(self.hooks, partial(_between, config, self.steps, pictures, len(self.checked))).watching(watch)
+        if pictures and not state.step:
+            pictures.draw(state)
+        source = partial(batches, self.encoded, self.dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
+        with torch.enable_grad():
+            loop.train(state, objective, lambda skip: source(skip=skip), config, replace(self.hooks, progress=watch), validate, fitting.split)
+
+    def _begin(self, adapters: list[Adapter]) -> None:
+        """A new run's start, or where it was."""
+        if self.written is not None:
+            self.saver.take_up(self.state, self.written)
+            return
+        for adapter in adapters:
+            if adapter.key in self.first:
+                adapter.load(self.first[adapter.key])
+        self.state.mark()
+
+    def _instead(self, why: str, cheaper: Fitting, fitting: Fitting, needs: estimate.Memory | None) -> Fitting:
+        self.changes.append(cheaper.difference(fitting))
+        self.hooks.event(why, {"step": self.state.step + 1, "change": self.changes[-1], "needed": str(needs)})
+        return cheaper
+
+    def _needs(self, objective: Objective, fitting: Fitting) -> estimate.Memory | None:
+        """What is known of the memory that a step will take; None where asking failed, which ends no run."""
+        try:
+            return estimate.memory(self.state, objective, self.encoded, self.config, fitting.split)
+        except self.hooks.interrupts:
+            raise
+        except Exception as error:
+            _log.info("no estimate of the memory: %s", error)
+            return None
+
+    def _largest(self, fitting: Fitting) -> tuple[int, ...]:
+        """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""
+        rows = -(-min(self.config.train.batch_size, len(self.encoded)) // fitting.split)
+        return (rows, *max((tuple(z.shape) for z in self.encoded.latents), key=math.prod))
+
+    def _kept(self) -> str:
+        return f" What was learned in {self.state.step} steps is saved as {self.saver.path.name}" if self.saver.path else ""
+
+    def _encoding(self, done: int, total: int) -> None:
+        self.hooks.poll()
+        self.hooks.progress(Progress("encode", done, total))
+
+
+def _between(config: LoomConfig, total: int, pictures: Samples | None, checked: int, step: int, seconds: float) -> float:
+    """Seconds that samples and validation will take after that step. A validation asks each picture several times, forward alone: a third of a step."""
+    found = pictures.to_come(step, total) if pictures else 0.0
+    every = config.train.validation_steps
+    if every:
+        left = total // every - step // every + bool(total % every)
+        found += left * TIMES * -(-checked // config.train.batch_size) * seconds / 3 / config.train.gradient_accumulation_steps
+    return found
