@@ -89,7 +89,7 @@ class LoRAConfig(io.ComfyNode):
                 option(io.Boolean, "train_text_encoder",
                        "Also train the text encoder. Helps a new word, easily spoils other prompts; costs time and memory."),
                 option(io.Combo, "optimizer",
-                       "adamw suits most. adamw8bit and paged_adamw8bit save memory on CUDA; lion wants a third of the learning rate; prodigy and"
+                       "adamw suits most. adamw8bit and paged_adamw8bit save memory; lion wants a third of the learning rate; prodigy and"
                        " schedule_free_adamw need no schedule, prodigy a learning rate of 1. Some need a package, which"
                        " the message names.", options=list(OPTIMIZERS)),
                 option(io.Combo, "scheduler", "How the learning rate moves over the run.", options=list(SCHEDULERS)),

@@ -16,7 +16,7 @@ from lora_loom.trainer.hooks import Hooks
 from lora_loom.trainer.job import train
 from lora_loom.trainer.toy import stars
 
-ON_CPU = ("adamw", "adafactor", "lion", "prodigy", "schedule_free_adamw")
+ON_CPU = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free_adamw")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,8 @@ def direct(name: str, parameters: list[torch.nn.Parameter], rate: float) -> torc
     """The library's optimizer as its own documentation has it called, with beta 0.8 and 0.95 and a decay of 0.1."""
     if name == "adamw":
         return torch.optim.AdamW(parameters, rate, betas=(0.8, 0.95), weight_decay=0.1)
+    if name == "adamw8bit":
+        return importlib.import_module("bitsandbytes.optim").AdamW8bit(parameters, rate, betas=(0.8, 0.95), weight_decay=0.1)
     if name == "adafactor":
         return importlib.import_module("transformers.optimization").Adafactor(parameters, rate, weight_decay=0.1, scale_parameter=False, relative_step=False)
     if name == "lion":
@@ -119,9 +121,31 @@ def test_prodigy_wants_a_rate_of_one(model: backbone.DiffusersModel, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["adamw8bit", "paged_adamw8bit"])
-def test_eight_bits_need_cuda(model: backbone.DiffusersModel, tmp_path: Path, name: str) -> None:
+def test_eight_bits_follow_thirty_two(model: backbone.DiffusersModel, tmp_path: Path, name: str) -> None:
+    """The same run on both: the losses stay close, and what the optimizer keeps is bytes."""
     available(name)
+    dataset = read_dataset(stars.write(tmp_path / "stars", 4), resolution=64, min_size=64)
+    config = LoomConfig().replace(adapter={"rank": 64, "alpha": 64.0}, optim={"learning_rate": 1e-3, "scheduler": "constant"},
+                                  train={"steps": 40, "batch_size": 4}, loss={"caption_dropout": 0.0}, output={"save_dtype": "fp32"})
+    results = [train(model, dataset, config.replace(optim={"optimizer": kind}, output={"name": kind}), loras_folder=tmp_path, runs_folder=tmp_path / "runs")
+               for kind in ("adamw", name)]
+    assert results[1].losses == pytest.approx(results[0].losses, rel=0.05)
+    assert results[1].losses != results[0].losses and sum(results[1].losses[-10:]) < 0.95 * sum(results[1].losses[:10])
+    wide = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = optim.find(name)([wide])
+    wide.grad = torch.ones_like(wide)
+    optimizer.step()
+    assert optimizer.state[wide]["state1"].dtype == torch.uint8
+
+
+def test_a_bitsandbytes_without_code_for_the_device_is_named(model: backbone.DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    available("adamw8bit")
+
+    def step(self: torch.optim.Optimizer, closure: object = None) -> None:
+        raise NotImplementedError("no kernel for cpu")
+
+    monkeypatch.setattr(optim.find("adamw8bit"), "step", step)
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
-    with pytest.raises(LoomError, match=f"optimizer '{name}' works on CUDA alone.*use adamw"):
-        train(model, dataset, LoomConfig().replace(optim={"optimizer": name}), loras_folder=tmp_path, runs_folder=tmp_path / "runs")
+    with pytest.raises(LoomError, match="optimizer 'adamw8bit' does not work on cpu with this bitsandbytes .no kernel for cpu.*use adamw"):
+        train(model, dataset, LoomConfig().replace(optim={"optimizer": "adamw8bit"}), loras_folder=tmp_path, runs_folder=tmp_path / "runs")
     assert not list(tmp_path.glob("*.safetensors"))

@@ -71,6 +71,7 @@ VARIANTS = {
     "validation": {"train": {"validation_steps": 1}}, "rates by pattern": {"adapter": {"target_modules": (r"attn2\.to_k$ learning_rate=1e-4", r"attn2\.to_v$ rank=3")}},
     "restarts": {"optim": {"scheduler": "cosine_with_restarts", "cycles": 2}}, "other noise": {"loss": {"multires_noise_discount": 0.3, "input_perturbation": 0.1}},
     **{name: {"optim": {"optimizer": name, "learning_rate": 1.0 if name == "prodigy" else 1e-3}} for name in ("adafactor", "lion", "prodigy", "schedule_free_adamw")},
+    "adamw8bit": {"adapter": {"rank": 64}, "optim": {"optimizer": "adamw8bit"}},  # smaller tensors than 4096 values stay in 32 bits
 }
 
 

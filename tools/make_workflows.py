@@ -296,10 +296,10 @@ def main() -> None:
         settle(Path(folder))
         stand_in(Path(folder))
         with server_module().Comfy(found, Path(folder)) as comfy:
-            browser, page = open_page(playwright, comfy.url)
             for name, layout in WORKFLOWS.items():
                 if arguments.only and name != arguments.only:
                     continue
+                browser, page = open_page(playwright, comfy.url)  # a page of its own: ComfyUI's keeps widgets' values by node number
                 saved = page.evaluate(BUILD, {"prompt": layout["graph"](), "name": name, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
                                               "layout": {k: layout[k] for k in ("note", "title", "rows")},
                                               "checkpoint": CHECKPOINT if name.startswith("sd15") else None})
@@ -315,7 +315,7 @@ def main() -> None:
                 if "toy" in arguments.run and name.startswith("toy"):
                     thumbnail(picture, box, ROOT / "assets" / "canvas.jpg", 1600)
                 print(FOLDER / f"{name}.json")
-            browser.close()
+                browser.close()
 
 
 def run(page) -> None:

@@ -5,6 +5,7 @@ An optimizer is a row of the table below. Those of optional packages say which o
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,6 @@ class _Row:
     package: str  # what pip calls it; "" for torch's own
     options: Callable[[OptimConfig, bool], dict[str, Any]]  # for (configuration, whether everything is on CUDA)
     kept: float = 8.0  # bytes a trained value, beside the value and its gradient
-    cuda_only: bool = False
 
 
 def _common(c: OptimConfig, cuda: bool) -> dict[str, Any]:
@@ -35,8 +35,8 @@ OPTIMIZERS = {
     # Loshchilov & Hutter 2019, arXiv:1711.05101
     "adamw": _Row("torch.optim", "AdamW", "", lambda c, cuda: {**_common(c, cuda), "fused": cuda}),
     # Dettmers et al. 2022, arXiv:2110.02861
-    "adamw8bit": _Row("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _common, kept=2.1, cuda_only=True),
-    "paged_adamw8bit": _Row("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes", _common, kept=2.1, cuda_only=True),
+    "adamw8bit": _Row("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _common, kept=2.1),
+    "paged_adamw8bit": _Row("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes", _common, kept=2.1),
     # Shazeer & Stern 2018, arXiv:1804.04235, at the rate that is given: torch scales its own by the weights, and B starts at 0
     "adafactor": _Row("transformers.optimization", "Adafactor", "transformers",
                       lambda c, cuda: {"weight_decay": c.weight_decay, "scale_parameter": False, "relative_step": False}, kept=0.4),
@@ -79,13 +79,27 @@ def build(adapters: list[Adapter], config: OptimConfig, total_steps: int) -> tup
         rates.setdefault(general if adapter.learning_rate is None else adapter.learning_rate, []).extend(adapter.parameters())
     groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items() if parameters]
     row, kind = OPTIMIZERS[config.optimizer], find(config.optimizer)
-    cuda = all(p.device.type == "cuda" for group in groups for p in group["params"])
-    if row.cuda_only and not cuda:
-        raise LoomError(f"optimizer {config.optimizer!r} works on CUDA alone, and the adapters are on the CPU: use adamw")
+    devices = {p.device for group in groups for p in group["params"]}
+    cuda = all(device.type == "cuda" for device in devices)
+    if row.package == "bitsandbytes":
+        for device in devices:
+            _try(config.optimizer, kind, device)
     # diffusers' polynomial schedule reads the optimizer's own rate, not the groups'
     optimizer = kind(groups, lr=config.learning_rate, **row.options(config, cuda))
     name, warmup = ("constant", 0) if config.optimizer == "schedule_free_adamw" else (config.scheduler, config.warmup_steps)
     return optimizer, get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps, num_cycles=config.cycles)
+
+
+def _try(name: str, kind: type[torch.optim.Optimizer], device: torch.device) -> None:
+    """LoomError where bitsandbytes has no code for that device: it may be built without, which shows at the first step alone."""
+    value = torch.nn.Parameter(torch.zeros(64, 64, device=device))  # smaller ones are kept in 32 bits
+    value.grad = torch.ones_like(value)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # paged memory is CUDA's: elsewhere it is plain, and it says so
+            kind([value]).step()
+    except Exception as error:
+        raise LoomError(f"optimizer {name!r} does not work on {device.type} with this bitsandbytes ({error}): update bitsandbytes, or use adamw") from error
 
 
 def rate(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:

@@ -151,11 +151,19 @@ def _copy(to: list, values: list[torch.Tensor]) -> None:
 
 
 def _split(values: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What of `values` is no tensor; the tensors go into `tensors` under their prefixed names."""
-    tensors.update({prefix + k: v for k, v in values.items() if isinstance(v, torch.Tensor)})
-    return {k: v for k, v in values.items() if not isinstance(v, torch.Tensor) and k != "params"}
+    """What of `values` is no tensor; the tensors go into `tensors` under their prefixed names, those of a dictionary inside (bitsandbytes) after its own."""
+    facts: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            tensors[prefix + name] = value
+        elif name != "params":
+            facts[name] = _split(value, f"{prefix}{name}/", tensors) if isinstance(value, dict) else value
+    return facts
 
 
 def _joined(values: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    found = {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
-    return {**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, **found}
+    names = [k.removeprefix(prefix) for k in tensors if k.startswith(prefix)]
+    found = {name: tensors[prefix + name] for name in names if "/" not in name}
+    for name, value in values.items():
+        found[name] = _joined(value, f"{prefix}{name}/", tensors) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+    return found
