@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from lora_loom.trainer.adapters import adapted, select
 from lora_loom.trainer.backbones import diffusers as backbone
+from lora_loom.trainer.backbones.families import FAMILIES
 from lora_loom.trainer.config import AdapterConfig, LoomConfig
 from lora_loom.trainer.data.folder import read_dataset
 from lora_loom.trainer.errors import LoomError
@@ -65,7 +66,7 @@ def spelled(tensors: dict[str, torch.Tensor], model: backbone.DiffusersModel, ho
 def test_every_spelling_is_read(model: backbone.DiffusersModel, saved: Path, tmp_path: Path, how: str) -> None:
     tensors = load_file(saved)
     save_file(spelled(tensors, model, how), tmp_path / "other.safetensors")
-    found = read(tmp_path / "other.safetensors", model.layer_names("lora_unet"), ("lora_te",))
+    found = read(tmp_path / "other.safetensors", model.layer_names("lora_unet"), model.family)
     assert set(found) == {key for layers in select(model, CONFIG.adapter).values() for key in layers.values()}
     for key, tensor in tensors.items():
         layer, suffix = key.split(".", 1)
@@ -77,7 +78,7 @@ def test_a_file_that_diffusers_writes_is_read(model: backbone.DiffusersModel, tm
     unet.add_adapter(LoraConfig(r=3, lora_alpha=3, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
-    found = read(tmp_path / "pytorch_lora_weights.safetensors", model.layer_names("lora_unet"), ("lora_te",))
+    found = read(tmp_path / "pytorch_lora_weights.safetensors", model.layer_names("lora_unet"), model.family)
     assert set(found) == set(select(model, AdapterConfig(target_modules=(r"to_q$", r"to_out\.0$")))["lora_unet"].values())
     theirs = {f"lora_unet_{n.replace('.', '_')}": m for n, m in unet.named_modules() if isinstance(m, LoraLayer)}
     for key, tensors in found.items():
@@ -128,10 +129,10 @@ def test_files_that_are_no_loras_of_this_family(model: backbone.DiffusersModel, 
     names = model.layer_names("lora_unet")
     save_file({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(4, 8)}, tmp_path / "flux.safetensors")
     with pytest.raises(LoomError, match="flux.safetensors' has 1 of 1 tensors that name no layer of this model.*same family"):
-        read(tmp_path / "flux.safetensors", names, ("lora_te",))
+        read(tmp_path / "flux.safetensors", names, FAMILIES["sd15"])
     (tmp_path / "cut.safetensors").write_bytes(b"no tensors")
     with pytest.raises(LoomError, match="no readable safetensors file"):
-        read(tmp_path / "cut.safetensors", names, ("lora_te",))
+        read(tmp_path / "cut.safetensors", names, FAMILIES["sd15"])
 
 
 @pytest.mark.parametrize("blocks", [1, 2])

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .adapter_kinds import KINDS
 from .adapter_layers import NAME, OutputOFT
-from .backbones.families import TEXT_TARGETS
+from .backbones.families import TEXT_TARGETS, Named
 from .backbones.protocol import TrainableModel, is_linear
 from .config import AdapterConfig, parse_target
 from .errors import LoomError
@@ -32,6 +32,7 @@ class Adapter:
     config: AdapterConfig
     learning_rate: float | None = None  # where a pattern sets one of its own
     plain: str = ""  # the layer's own path, where files name it by that: "diffusion_model.layers.0.attention.qkv"
+    diffusers: Named | None = None  # where files name it, or the parts of its rows, as diffusers does
 
     def named(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by suffix: lora_down.weight (r, in, …), lora_up.weight (out, r, …), dora_scale, hada_w1_a …"""
@@ -172,7 +173,9 @@ def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: 
         kind.prepare(layer, config, model.fetch)
         for parameter in kind.named(layer).values():
             parameter.requires_grad_(True)
-        found.append(Adapter(key, layer, config, rate, f"diffusion_model.{own}" if model.family.keys == "diffusion_model" and prefix == "lora_unet" else ""))
+        keys = model.family.keys if prefix == "lora_unet" else "kohya"
+        found.append(Adapter(key, layer, config, rate, "" if keys == "kohya" else f"diffusion_model.{own}",
+                             model.family.in_diffusers(own) if keys == "transformer" else None))
     return found
 
 

@@ -208,7 +208,7 @@ def _going_on(model: TrainableModel, config: LoomConfig, path: Path | None) -> d
     chosen = {key for layers in select(model, config.adapter).values() for key in layers.values()}
     if path is None:
         return {}
-    first = lora_names.read(path, model.layer_names("lora_unet"), model.family.text_prefixes)
+    first = lora_names.read(path, model.layer_names("lora_unet"), model.family)
     left = sorted(set(first) - chosen)
     if left:
         remedy = "choose wider targets" if left[-1].startswith("lora_unet") else "turn on train_text_encoder (text_encoder_lr 0 keeps it as it is)"
@@ -221,4 +221,6 @@ def _file_size(model: TrainableModel, config: LoomConfig) -> int:
     layers, values = size(model, config.adapter)
     if config.adapter.algorithm == "dora":
         values += values // config.adapter.rank  # its magnitudes are fp32, at most one for `rank` other values
+    if model.family.keys == "transformer":
+        values *= 2  # parts of one matrix in layers of their own share its input's side
     return values * export.DTYPES[config.output.save_dtype].itemsize + layers * 1024 + 262_144

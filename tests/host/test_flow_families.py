@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +19,7 @@ from lora_loom.trainer.job import train
 from lora_loom.trainer.runs import lora_names
 from lora_loom.trainer.toy import stars
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +133,32 @@ def checkpoint(shallow: Shallow) -> dict[str, torch.Tensor]:
     return found
 
 
+def last_block_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI takes SD3's last block for the one that its width asks for, which a shallow one lacks; its halves of scale and shift stand the other way round."""
+    import comfy.utils
+
+    whole = comfy.utils.mmdit_to_diffusers
+
+    def names(config: dict, output_prefix: str = "") -> dict:
+        found, last = whole(config, output_prefix), config["num_blocks"] - 1
+        end = "context_block.adaLN_modulation.1.weight"
+        return {**found, f"transformer_blocks.{last}.norm1_context.linear.weight": (f"{output_prefix}joint_blocks.{last}.{end}", None, comfy.utils.swap_scale_shift)}
+
+    monkeypatch.setattr(comfy.utils, "mmdit_to_diffusers", names)
+
+
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=heavy) if name in HEAVY else name for name in SHALLOW])
 def family(request: pytest.FixtureRequest, comfy_modules: ModuleType):
     """(family's id, its Shallow, MODEL as ComfyUI loads it, inference tensors and all)."""
     import comfy.model_patcher
     import comfy.sd
 
-    shallow = SHALLOW[request.param]
+    shallow, monkeypatch = SHALLOW[request.param], pytest.MonkeyPatch()
     with torch.inference_mode():
         if request.param == "sd3":  # ComfyUI reads its depth off its width
             built = network_of(shallow)
             built.diffusion_model.load_state_dict(checkpoint(shallow))
+            last_block_is_the_last(monkeypatch)
             model = comfy.model_patcher.ModelPatcher(built, torch.device("cpu"), torch.device("cpu"))
         else:
             model = comfy.sd.load_diffusion_model_state_dict(checkpoint(shallow), model_options={"dtype": torch.float32})
@@ -153,6 +169,7 @@ def family(request: pytest.FixtureRequest, comfy_modules: ModuleType):
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
+    monkeypatch.undo()
     gc.collect()
 
 
@@ -203,12 +220,12 @@ def test_trains_saves_loads_and_changes_the_picture(family, tmp_path: Path, capl
     idle = [k for k, v in ups.items() if not v.abs().max() > 0]
     # the last block's text goes nowhere in some of them
     assert ups and len(idle) < len(ups) / 2 and all(any(word in k for word in ("txt", "add_", "to_add_out", "context")) for k in idle), idle
-    prefix = "lora_unet_" if FAMILIES[name].keys == "kohya" else "diffusion_model."
+    prefix = {"kohya": "lora_unet_", "diffusion_model": "diffusion_model.", "transformer": "transformer."}[FAMILIES[name].keys]
     assert all(key.startswith(prefix) for key in lora)
     with caplog.at_level(logging.WARNING):
         loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     assert "not loaded" not in caplog.text, caplog.text
-    assert len(loaded.patches) == len(ups)
+    assert sum(map(len, loaded.patches.values())) == len(ups)
     changed = sampled(loaded, shallow, name)
     assert not torch.allclose(changed, before, rtol=1e-3, atol=1e-4)
 
@@ -218,6 +235,79 @@ def test_trains_saves_loads_and_changes_the_picture(family, tmp_path: Path, capl
     with_file, live = answer(opened, noisy, sigmas, loaded), answer(opened, noisy, sigmas, model, adapters=result.path)
     plain = answer(opened, noisy, sigmas, model)
     assert (with_file - live).abs().max() < 0.02 * (with_file - plain).abs().max()
+
+
+# diffusers' own class of the network, its arguments for ours, and the pipeline part that reads LoRA files
+DIFFUSERS = {
+    "sd3": ("SD3Transformer2DModel", {"num_layers": 2, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192, "dual_attention_layers": (0,),
+                                      "qk_norm": "rms_norm"}, "SD3"),
+    "flux": ("FluxTransformer2DModel", {"num_layers": 1, "num_single_layers": 1, "guidance_embeds": True}, "Flux"),
+    "chroma": ("ChromaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "Flux"),
+    "flux2": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 24, "joint_attention_dim": 7680}, "Flux2"),
+    "qwen_image": ("QwenImageTransformer2DModel", {"num_layers": 1}, "QwenImage"),
+    "lumina2": ("Lumina2Transformer2DModel", {"num_layers": 1, "cap_feat_dim": 2304}, "Lumina2"),
+    "z_image": ("ZImageTransformer2DModel", {"n_layers": 1}, "ZImage"),
+    "wan": ("WanTransformer3DModel", {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 1}, "Wan"),
+}
+
+
+def delta(layer: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a layer's LoRA adds to the weight."""
+    scale = layer["alpha"].item() / len(layer["lora_down.weight"]) if "alpha" in layer else 1.0
+    return layer["lora_up.weight"] @ layer["lora_down.weight"] * scale
+
+
+def scaled(tensors: dict[str, torch.Tensor], alphas: dict[str, float] | None) -> dict[str, torch.Tensor]:
+    """With the alphas that diffusers' reader keeps apart, as tensors."""
+    return {**tensors, **{key: torch.tensor(float(value)) for key, value in (alphas or {}).items()}}
+
+
+def test_diffusers_makes_the_same_weights_of_the_file(family, tmp_path: Path) -> None:
+    """What ComfyUI's LoraLoader makes of the base and the file, in diffusers' names, is what diffusers makes of them. The same weights, the same answer."""
+    import comfy.lora
+    import comfy.sd
+    import diffusers
+    from diffusers.loaders import lora_pipeline
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    name, shallow, model = family
+    kind, arguments, pipeline = DIFFUSERS[name]
+    dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
+    result = train(open_model(family), dataset, CONFIG.replace(train={"batch_size": 1}), loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
+
+    def convert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        as_files = {re.sub(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight$", r"\1.scale", k): v.clone() for k, v in weights.items()}
+        return SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"](as_files, config={})
+
+    own = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
+    with torch.device("meta"):
+        theirs = getattr(diffusers, kind)(**arguments)
+    theirs.load_state_dict(convert(own), assign=True, strict=False)
+    before = {k: v.detach().clone() for k, v in theirs.named_parameters() if not v.is_meta}
+    reader = getattr(lora_pipeline, f"{pipeline}LoraLoaderMixin")
+    read = reader.lora_state_dict(str(result.path), **({"return_alphas": True} if pipeline == "Flux" else {}))
+    tensors, alphas = read if isinstance(read, tuple) else (read, None)
+    reader.load_lora_into_transformer(tensors, **({"network_alphas": alphas} if pipeline == "Flux" else {}), transformer=theirs)
+    theirs.fuse_lora()
+    fused = {k.replace(".base_layer", ""): v.detach() for k, v in theirs.named_parameters() if "lora_" not in k and not v.is_meta}
+
+    # what diffusers has read, written in its names, is read as the same file
+    names, own_family = open_model(family).layer_names("lora_unet"), FAMILIES[name]
+    save_file({k: v.contiguous() for k, v in scaled(tensors, alphas).items()}, tmp_path / "diffusers.safetensors")
+    ours, back = (lora_names.read(path, names, own_family) for path in (result.path, tmp_path / "diffusers.safetensors"))
+    assert ours.keys() == back.keys()
+    for key, layer in ours.items():
+        torch.testing.assert_close(delta(back[key]), delta(layer), rtol=1e-4, atol=1e-7, msg=key)
+
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, load_file(result.path), 1.0, 0.0)
+    for key, patches in loaded.patches.items():
+        short = key.removeprefix("diffusion_model.")
+        own[short] = comfy.lora.calculate_weight(patches, own[short].clone(), key)
+    wanted = {k: v for k, v in convert(own).items() if k in before}
+    changed = {k for k, v in wanted.items() if not torch.equal(v, before[k])}
+    assert changed and changed == {k for k, v in fused.items() if not torch.equal(v, before[k])}
+    for key in changed:
+        torch.testing.assert_close(fused[key] - before[key], wanted[key] - before[key], rtol=1e-3, atol=1e-5, msg=key)
 
 
 def answer(opened, noisy: torch.Tensor, sigmas: torch.Tensor, patcher, adapters: Path | None = None) -> torch.Tensor:
@@ -233,7 +323,7 @@ def answer(opened, noisy: torch.Tensor, sigmas: torch.Tensor, patcher, adapters:
             if adapters is None:
                 return opened.predict(noisy, sigmas, Batch(noisy, ["", ""]), conditioning)
             with adapted(opened, CONFIG.adapter, 0) as found:
-                saved = lora_names.read(adapters, opened.layer_names("lora_unet"), ())
+                saved = lora_names.read(adapters, opened.layer_names("lora_unet"), opened.family)
                 assert saved.keys() == {adapter.key for adapter in found}
                 for adapter in found:
                     adapter.load(saved[adapter.key])

@@ -202,7 +202,7 @@ def test_ones_own_presets_over_http(comfy):
     (path.parent / "odd.yaml").unlink()
     path.write_bytes(b"\xff")  # a broken file of one's own hides no other
     presets = comfy.get("/lora_loom/presets")
-    assert "cannot be read" in presets["我的 预设"]["error"] and presets["person"]["values"]["rank"] == 16
+    assert "is not UTF-8" in presets["我的 预设"]["error"] and presets["person"]["values"]["rank"] == 16
     path.unlink()
 
 

@@ -1,7 +1,8 @@
 """Model families as data. A new family is a new row here, no code."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Regular expressions over diffusers' names of UNet layers.
@@ -37,6 +38,70 @@ _QWEN = _layers(r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$", r"(i
 _LUMINA = _layers(r"(layers|refiner)\.\d+\.attention\.(qkv|out)$", r"(layers|refiner)\.\d+\.feed_forward\.w[123]$", r"adaLN_modulation\.\d$")
 _WAN = _layers(r"blocks\.\d+\.(self|cross)_attn\.[qkvo]$", r"blocks\.\d+\.ffn\.[02]$")
 
+@dataclass(frozen=True)
+class Named:
+    """How diffusers names a transformer's layers that fit a pattern: as several where it holds the rows of one matrix apart."""
+
+    own: str  # a pattern
+    theirs: tuple[str, ...] = (r"\g<0>",)  # in the order of the rows
+    shares: tuple[int, ...] = (1,)  # of the rows
+    last_swapped: bool = False  # of the last block, whose rows are twice its columns, the halves stand the other way round
+
+
+def _qkv(own: str, theirs: str, *shares: int) -> Named:
+    return Named(own, tuple(theirs.replace("*", part) for part in "qkv"), shares or (1, 1, 1))
+
+
+def _as(own: str, theirs: str, last_swapped: bool = False) -> Named:
+    return Named(own, (theirs,), last_swapped=last_swapped)
+
+
+_DOUBLE, _SINGLE = r"double_blocks\.(\d+)\.", r"single_blocks\.(\d+)\."
+_DOUBLE_NAMES: tuple[Named, ...] = (
+    _qkv(_DOUBLE + r"img_attn\.qkv", r"transformer_blocks.\1.attn.to_*"), _as(_DOUBLE + r"img_attn\.proj", r"transformer_blocks.\1.attn.to_out.0"),
+    _qkv(_DOUBLE + r"txt_attn\.qkv", r"transformer_blocks.\1.attn.add_*_proj"), _as(_DOUBLE + r"txt_attn\.proj", r"transformer_blocks.\1.attn.to_add_out"),
+)
+_FLUX_NAMES: tuple[Named, ...] = (
+    *_DOUBLE_NAMES,
+    _as(_DOUBLE + r"img_mlp\.0", r"transformer_blocks.\1.ff.net.0.proj"), _as(_DOUBLE + r"img_mlp\.2", r"transformer_blocks.\1.ff.net.2"),
+    _as(_DOUBLE + r"txt_mlp\.0", r"transformer_blocks.\1.ff_context.net.0.proj"), _as(_DOUBLE + r"txt_mlp\.2", r"transformer_blocks.\1.ff_context.net.2"),
+    _as(_DOUBLE + r"img_mod\.lin", r"transformer_blocks.\1.norm1.linear"), _as(_DOUBLE + r"txt_mod\.lin", r"transformer_blocks.\1.norm1_context.linear"),
+    Named(_SINGLE + r"linear1", tuple(rf"single_transformer_blocks.\1.{n}" for n in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")), (1, 1, 1, 4)),
+    _as(_SINGLE + r"linear2", r"single_transformer_blocks.\1.proj_out"), _as(_SINGLE + r"modulation\.lin", r"single_transformer_blocks.\1.norm.linear"),
+)
+_FLUX2_NAMES: tuple[Named, ...] = (
+    *_DOUBLE_NAMES,
+    _as(_DOUBLE + r"img_mlp\.0", r"transformer_blocks.\1.ff.linear_in"), _as(_DOUBLE + r"img_mlp\.2", r"transformer_blocks.\1.ff.linear_out"),
+    _as(_DOUBLE + r"txt_mlp\.0", r"transformer_blocks.\1.ff_context.linear_in"), _as(_DOUBLE + r"txt_mlp\.2", r"transformer_blocks.\1.ff_context.linear_out"),
+    _as(_SINGLE + r"linear1", r"single_transformer_blocks.\1.attn.to_qkv_mlp_proj"), _as(_SINGLE + r"linear2", r"single_transformer_blocks.\1.attn.to_out"),
+    _as(r"((?:single|double)_stream_modulation(?:_img|_txt)?)\.lin", r"\1.linear"),
+)
+_JOINT = r"joint_blocks\.(\d+)\."
+_SD3_NAMES: tuple[Named, ...] = (
+    _qkv(_JOINT + r"x_block\.attn(2?)\.qkv", r"transformer_blocks.\1.attn\2.to_*"),
+    _as(_JOINT + r"x_block\.attn(2?)\.proj", r"transformer_blocks.\1.attn\2.to_out.0"),
+    _qkv(_JOINT + r"context_block\.attn\.qkv", r"transformer_blocks.\1.attn.add_*_proj"),
+    _as(_JOINT + r"context_block\.attn\.proj", r"transformer_blocks.\1.attn.to_add_out"),
+    _as(_JOINT + r"x_block\.mlp\.fc1", r"transformer_blocks.\1.ff.net.0.proj"), _as(_JOINT + r"x_block\.mlp\.fc2", r"transformer_blocks.\1.ff.net.2"),
+    _as(_JOINT + r"context_block\.mlp\.fc1", r"transformer_blocks.\1.ff_context.net.0.proj"),
+    _as(_JOINT + r"context_block\.mlp\.fc2", r"transformer_blocks.\1.ff_context.net.2"),
+    _as(_JOINT + r"x_block\.adaLN_modulation\.1", r"transformer_blocks.\1.norm1.linear"),
+    _as(_JOINT + r"context_block\.adaLN_modulation\.1", r"transformer_blocks.\1.norm1_context.linear", last_swapped=True),
+)
+_LUMINA2_NAMES: tuple[Named, ...] = (
+    _qkv(r"(.*)\.attention\.qkv", r"\1.attn.to_*", 3, 1, 1), _as(r"(.*)\.attention\.out", r"\1.attn.to_out.0"),
+    _as(r"(.*)\.feed_forward\.w([123])", r"\1.feed_forward.linear_\2"), _as(r"(\w+\.\d+)\.adaLN_modulation\.1", r"\1.norm1.linear"),
+)
+_Z_IMAGE_NAMES: tuple[Named, ...] = (
+    _qkv(r"(.*\.attention)\.qkv", r"\1.to_*"), _as(r"(.*\.attention)\.out", r"\1.to_out.0"), Named(r".*\.feed_forward\.w[123]"),
+    Named(r"(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"), _as(r"final_layer\.(.*)", r"all_final_layer.2-1.\1"),
+)
+_WAN_NAMES: tuple[Named, ...] = (
+    _as(r"(blocks\.\d+)\.self_attn\.([qkv])", r"\1.attn1.to_\2"), _as(r"(blocks\.\d+)\.self_attn\.o", r"\1.attn1.to_out.0"),
+    _as(r"(blocks\.\d+)\.cross_attn\.([qkv])", r"\1.attn2.to_\2"), _as(r"(blocks\.\d+)\.cross_attn\.o", r"\1.attn2.to_out.0"),
+    _as(r"(blocks\.\d+)\.ffn\.0", r"\1.ffn.net.0.proj"), _as(r"(blocks\.\d+)\.ffn\.2", r"\1.ffn.net.2"),
+)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -52,7 +117,8 @@ class Family:
     time_ids: bool = False  # SDXL's original size, crop and target size
     channels: int = 4  # of latents
     cell: int = 8  # pixels on the side of a latent's cell
-    keys: str = "kohya"  # how files name layers: kohya's lora_unet_…, or diffusion_model.… as diffusers and ComfyUI read them
+    keys: str = "kohya"  # how files name layers, so that ComfyUI and diffusers read them: kohya's lora_unet_…, diffusion_model.…, or diffusers' transformer.…
+    names: tuple[Named, ...] = (Named(".*"),)  # diffusers' names of a transformer's layers
     cpu_threads: int = 0  # where it trains on a CPU; 0: torch's own choice
     guidance: float | None = None  # the guidance embedding's value in training, where the model has one
     targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: _UNET_TARGETS)
@@ -64,6 +130,13 @@ class Family:
     sampler: tuple[str, str, int] = ("euler", "normal", 20)  # theirs: sampler, scheduler, steps
     patch: int = 1  # latent cells on the side of an image token
     checkpointed: tuple[str, ...] = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")  # class names
+
+    def in_diffusers(self, own: str) -> Named | None:
+        """The transformer's layer of that own name as diffusers names it; None where it is not known."""
+        for row in self.names:
+            if found := re.fullmatch(row.own, own):
+                return replace(row, own=own, theirs=tuple(map(found.expand, row.theirs)))
+        return None
 
 
 def _transformer(id: str, title: str, targets: dict[str, tuple[str, ...]], blocks: tuple[str, ...], **values: Any) -> Family:
@@ -78,14 +151,18 @@ FAMILIES = {
         Family("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 512),
         Family("sd2", "Stable Diffusion 2.x", "stable-diffusion-v2/lora", "sd_v2", ("lora_te",), 512),
         Family("sdxl", "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", ("lora_te1", "lora_te2"), 1024, time_ids=True),
-        _transformer("sd3", "Stable Diffusion 3.x", _SD3, ("JointBlock",), cfg=4.5),
-        _transformer("flux", "Flux.1", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0),
-        _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", cfg=4.0),
+        _transformer("sd3", "Stable Diffusion 3.x", _SD3, ("JointBlock",), cfg=4.5, keys="transformer", names=_SD3_NAMES),
+        _transformer("flux", "Flux.1", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0,
+                     names=_FLUX_NAMES),
+        _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", cfg=4.0, names=_FLUX_NAMES),
         _transformer("flux2", "Flux.2", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0,
-                     channels=128, cell=16, patch=1, keys="diffusion_model"),
+                     channels=128, cell=16, patch=1, keys="diffusion_model", names=_FLUX2_NAMES),
         _transformer("qwen_image", "Qwen-Image", _QWEN, ("QwenImageTransformerBlock",), timestep_shift="constant", shift=2.2, keys="diffusion_model", cfg=2.5),
-        _transformer("lumina2", "Lumina 2", _LUMINA, ("JointTransformerBlock",), timestep_shift="resolution", keys="diffusion_model", cfg=4.0),
-        _transformer("z_image", "Z-Image", _LUMINA, ("JointTransformerBlock",), timestep_shift="constant", shift=2.0, keys="diffusion_model", cfg=4.0),
-        _transformer("wan", "Wan", _WAN, ("WanAttentionBlock",), timestep_shift="constant", shift=3.0, keys="diffusion_model", resolution=512, cfg=5.0),
+        _transformer("lumina2", "Lumina 2", _LUMINA, ("JointTransformerBlock",), timestep_shift="resolution", keys="diffusion_model", cfg=4.0,
+                     names=_LUMINA2_NAMES),
+        _transformer("z_image", "Z-Image", _LUMINA, ("JointTransformerBlock",), timestep_shift="constant", shift=2.0, keys="transformer", cfg=4.0,
+                     names=_Z_IMAGE_NAMES),
+        _transformer("wan", "Wan", _WAN, ("WanAttentionBlock",), timestep_shift="constant", shift=3.0, keys="diffusion_model", resolution=512, cfg=5.0,
+                     names=_WAN_NAMES),
     )
 }

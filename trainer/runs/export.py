@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -26,12 +27,28 @@ def state_dict(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.T
     dtype = DTYPES[config.output.save_dtype]
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
-        tensors = adapter.tensors()
-        if adapter.plain and "lora_up.weight" in tensors:
-            tensors = _peft_named(tensors)
-        found.update({f"{adapter.plain or adapter.key}.{name}": tensor for name, tensor in tensors.items()})
+        for layer, tensors in _layers(adapter):
+            found.update({f"{layer}.{name}": tensor for name, tensor in tensors.items()})
     # alpha and magnitudes in fp32: the one is no round number for rsLoRA, the other are near 1 and few
     return {k: v.detach().to("cpu", torch.float32 if k.endswith((".alpha", ".dora_scale")) else dtype).contiguous().clone() for k, v in found.items()}
+
+
+def _layers(adapter: Adapter) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """(name, tensors) of the adapter in the file: of each part of its rows, where diffusers has layers for them."""
+    tensors, named = adapter.tensors(), adapter.diffusers
+    if not adapter.plain or "lora_up.weight" not in tensors:
+        yield adapter.plain or adapter.key, tensors
+        return
+    tensors = _peft_named(tensors)
+    if named is None:
+        yield adapter.plain, tensors
+        return
+    rows, start = tensors["lora_B.weight"].shape[0], 0
+    swapped = named.last_swapped and rows == 2 * tensors["lora_A.weight"].shape[1]
+    for name, share in zip(named.theirs, named.shares):
+        part = slice(start, start := start + rows * share // sum(named.shares))
+        cut = {key: value if key == "lora_A.weight" else value.roll(rows // 2, 0) if swapped else value[part] for key, value in tensors.items()}
+        yield f"transformer.{name}", cut
 
 
 def _peft_named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -48,7 +65,7 @@ def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps:
     found = {
         "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": model.family.architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models", "modelspec.title": config.output.name,
-        "modelspec.resolution": resolution, "modelspec.prediction_type": "v" if model.prediction == "v_prediction" else "epsilon",
+        "modelspec.resolution": resolution,
         "modelspec.trigger_phrase": dataset.trigger_word, "modelspec.description": "Trained with LoRA Loom",
         "ss_base_model_version": model.family.base_model_version, "ss_sd_model_name": model.name or "unknown", "ss_output_name": config.output.name,
         "ss_v2": str(model.family.id == "sd2"), "ss_network_module": "networks.lora", "ss_network_dim": adapter.rank,
@@ -66,6 +83,8 @@ def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps:
         "ss_tag_frequency": json.dumps({dataset.folder.name: _tags(dataset)}, ensure_ascii=False),
         "lora_loom.dataset_hash": dataset.digest(), "lora_loom.config": json.dumps(_shared(config), ensure_ascii=False),
     }
+    if not model.family.flow:
+        found["modelspec.prediction_type"] = "v" if model.prediction == "v_prediction" else "epsilon"
     return {k: str(v) for k, v in found.items()}
 
 

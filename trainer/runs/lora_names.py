@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ..backbones.families import Family, Named
 from ..errors import LoomError
 
 # Ends of keys, longest first; what they are called in our files.
@@ -22,7 +23,7 @@ _SUFFIXES = {
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
                                      "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "rescale")},
 }
-_UNET = ("lora_unet_", "lycoris_", "unet.", "diffusion_model.", "model.diffusion_model.")
+_UNET = ("lora_unet_", "lycoris_", "unet.", "diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", "lora_transformer_")
 _TEXT = {  # prefix -> the text encoder's place among the family's
     "lora_te_": 0, "lora_te1_": 0, "lora_te2_": 1, "text_encoder.": 0, "text_encoder_2.": 1,
     "clip_l.transformer.": 0, "clip_h.transformer.": 0, "clip_g.transformer.": 1, "text_encoders.clip_l.transformer.": 0,
@@ -88,9 +89,15 @@ def spellings(names: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def read(path: Path, names: dict[str, str], text_prefixes: tuple[str, ...]) -> dict[str, dict[str, torch.Tensor]]:
+Tensors = dict[str, torch.Tensor]  # of one layer, by suffix
+
+
+def read(path: Path, names: dict[str, str], family: Family) -> dict[str, Tensors]:
     """{our key: {suffix: tensor}}, `names` as for `spellings`. LoomError where the file cannot be read or names layers that are not there."""
     keys = spellings(names)
+    layers = {f"lora_unet_{_flat(own)}": named for own in names if family.flow and (named := family.in_diffusers(own))}
+    parts = {_flat(name): (ours, i) for ours, named in layers.items() for i, name in enumerate(named.theirs)}
+    keys.update({spelled: f"{ours}/{i}" for spelled, (ours, i) in parts.items() if spelled not in keys})
     try:
         tensors = load_file(path)
     except Exception as error:
@@ -98,13 +105,48 @@ def read(path: Path, names: dict[str, str], text_prefixes: tuple[str, ...]) -> d
     found: dict[str, dict[str, torch.Tensor]] = {}
     strange = []
     for key, tensor in tensors.items():
-        parts = _suffix(key)
-        ours = layer_key(parts[0], keys, text_prefixes) if parts else None
+        stem = _suffix(key)
+        ours = layer_key(stem[0], keys, family.text_prefixes) if stem else None
         if ours is None:
             strange.append(key)
         else:
-            found.setdefault(ours, {})[parts[1]] = tensor
+            found.setdefault(ours, {})[stem[1]] = tensor
     if strange:
         raise LoomError(f"init_lora {path.name!r} has {len(strange)} of {len(tensors)} tensors that name no layer of this model, such as {strange[0]!r}: "
                         "choose a LoRA of the same family")
+    for ours, named in layers.items():
+        given = {i: found.pop(f"{ours}/{i}") for i in range(len(named.theirs)) if f"{ours}/{i}" in found}
+        if given:
+            found[ours] = _joined(path, ours, given, named)
     return found
+
+
+def _joined(path: Path, ours: str, given: dict[int, Tensors], named: Named) -> Tensors:
+    """One layer's tensors from those of the parts of its rows; a part that the file lacks changes nothing. Parts that read their input differently
+    stay apart, so that the rank is the sum of theirs."""
+    if len(named.theirs) == 1 and not named.last_swapped:
+        return given[0]
+    least = {"lora_down.weight", "lora_up.weight"}
+    if not all(least <= part.keys() <= least | {"alpha", "dora_scale"} for part in given.values()):
+        raise LoomError(f"init_lora {path.name!r} has {', '.join(sorted(set().union(*given.values())))} for the parts of {ours}: "
+                        "LoRA and DoRA can be put together from parts; choose such a file, or one that names the layer whole")
+    if len({"dora_scale" in given.get(i, {}) for i in range(len(named.theirs))}) > 1:
+        raise LoomError(f"init_lora {path.name!r} has a DoRA of {len(given)} of the {len(named.theirs)} parts of {ours}: train on a file that has all of them")
+    downs = {i: part["lora_down.weight"] for i, part in given.items()}
+    ups = {i: part["lora_up.weight"] * (part["alpha"].item() / len(downs[i]) if "alpha" in part else 1.0) for i, part in given.items()}
+    one = next(iter(downs.values()))
+    shared = all(down.shape == one.shape and torch.equal(down, one) for down in downs.values())
+    row = len(next(iter(ups.values()))) // named.shares[next(iter(ups))]
+    rank = len(one) if shared else sum(map(len, downs.values()))
+    up, start, column = one.new_zeros(row * sum(named.shares), rank), 0, 0
+    for i, share in enumerate(named.shares):
+        if i in ups:
+            up[start:start + row * share, column:column + len(downs[i])] = ups[i]
+            column += 0 if shared else len(downs[i])
+        start += row * share
+    joined = {"lora_down.weight": one if shared else torch.cat(list(downs.values())), "lora_up.weight": up, "alpha": torch.tensor(float(rank))}
+    if "dora_scale" in given[min(given)]:
+        joined["dora_scale"] = torch.cat([given[i]["dora_scale"] for i in sorted(given)])
+    if named.last_swapped and start == 2 * one.shape[1]:
+        joined.update({name: joined[name].roll(start // 2, 0) for name in ("lora_up.weight", "dora_scale") if name in joined})
+    return joined
