@@ -83,7 +83,6 @@ def _is_star(image: Image.Image) -> bool:
 def through_diffusers(out: Path, pictures: Path, concept: list, others: list, steps: int):
     """(before, after, others before, others after) pictures, with the file loaded as diffusers' users would."""
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     from .. import job
     from ..backbones import diffusers as backbone
@@ -106,11 +105,19 @@ def through_diffusers(out: Path, pictures: Path, concept: list, others: list, st
         before, first = draw(concept), draw(others)
     result = job.train(model, dataset, config, loras_folder=out / "loras", runs_folder=out / "lora_loom", hooks=job.Hooks(progress=progress))
     print(result.report, flush=True)
-    pipeline = StableDiffusionPipeline(model.vae, model.text_encoders[0], model.tokenizers[0], model.unet, DDIMScheduler(**arch.SCHEDULER), None, None,
-                                       requires_safety_checker=False)
-    pipeline.load_lora_weights(str(result.path.parent), weight_name=result.path.name)
+    pipeline_with(model, result.path)
     with torch.no_grad():
         return before, draw(concept), first, draw(others)
+
+
+def pipeline_with(model, lora: Path):
+    """diffusers' own pipeline around the model's networks, with the file loaded into them as its users do."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(model.vae, model.text_encoders[0], model.tokenizers[0], model.unet, DDIMScheduler(**arch.SCHEDULER), None, None,
+                                       requires_safety_checker=False)
+    pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+    return pipeline
 
 
 def grid(rows: list[tuple[str, Image.Image, Image.Image, bool]], columns: int = 4, scale: int = 2) -> Image.Image:
