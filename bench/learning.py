@@ -42,7 +42,7 @@ CASES: dict[str, LoomConfig] = {
     "rslora": case(adapter={"algorithm": "rslora"}, optim={"learning_rate": 1e-3}),
     "loha": case(adapter={"algorithm": "loha"}, optim={"learning_rate": 4e-3}),
     "lokr": case(adapter={"algorithm": "lokr"}, optim={"learning_rate": 4e-3}),
-    "oft": case(adapter={"algorithm": "oft"}, optim={"learning_rate": 4e-3}),
+    "oft": case(adapter={"algorithm": "oft"}, optim={"learning_rate": 1e-3}),
     "attention alone": case(adapter={"targets": "attention"}),
     "text encoder too": case(adapter={"train_text_encoder": True}, optim={"text_encoder_lr": 5e-4}),
     "moving average": case(optim={"ema_decay": 0.98}),

@@ -151,3 +151,53 @@ def test_adapters_go_on_from_half_precision(model: backbone.DiffusersModel) -> N
         for adapter in adapters:
             adapter.load(saved[adapter.key])
             assert all(p.dtype == torch.float32 and p.requires_grad for p in adapter.parameters())
+
+
+# ---------------------------------------------------------------- layers that diffusers holds in parts
+
+QKV = "double_blocks.0.img_attn.qkv"
+NAMES = {name: name for name in (QKV, "double_blocks.0.img_attn.proj", "single_blocks.0.linear1")}
+PART = "transformer.transformer_blocks.0.attn.to_"
+
+
+def flux_file(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    save_file(tensors, path / "parts.safetensors")
+    return path / "parts.safetensors"
+
+
+def pair(stem: str, rows: int, rank: int, seed: int, columns: int = 8) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {f"{stem}.lora_A.weight": torch.randn(rank, columns, generator=generator), f"{stem}.lora_B.weight": torch.randn(rows, rank, generator=generator)}
+
+
+def test_parts_are_put_together(tmp_path: Path) -> None:
+    q, v = pair(f"{PART}q", 8, 2, 1), pair(f"{PART}v", 8, 3, 2)
+    linear1 = pair("single_transformer_blocks.0.proj_mlp", 32, 2, 3)  # without a prefix, as some trainers write
+    alpha = {f"{PART}q.alpha": torch.tensor(1.0)}
+    found = read(flux_file(tmp_path, {**q, **v, **linear1, **alpha}), NAMES, FAMILIES["flux"])
+    added = {key: layer["lora_up.weight"] @ layer["lora_down.weight"] * layer["alpha"] / len(layer["lora_down.weight"]) for key, layer in found.items()}
+    of = lambda tensors: list(tensors.values())[1] @ list(tensors.values())[0]
+    wanted = {"lora_unet_double_blocks_0_img_attn_qkv": torch.cat([of(q) / 2, torch.zeros(8, 8), of(v)]),
+              "lora_unet_single_blocks_0_linear1": torch.cat([torch.zeros(24, 8), of(linear1)])}
+    assert added.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(added[key], value)
+
+
+def test_small_numbers_of_a_half_precision_file_are_kept(tmp_path: Path) -> None:
+    tensors = {k: v.half() for k, v in pair(f"{PART}q", 8, 64, 1).items()} | {f"{PART}q.alpha": torch.tensor(1.0).half()}
+    tensors[f"{PART}q.lora_B.weight"] = torch.full((8, 64), 2e-5).half()
+    up = read(flux_file(tmp_path, tensors), NAMES, FAMILIES["flux"])["lora_unet_double_blocks_0_img_attn_qkv"]["lora_up.weight"]
+    torch.testing.assert_close(up[:8], tensors[f"{PART}q.lora_B.weight"].float() / 64, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("tensors", "words"), [
+    ({**pair(f"{PART}q", 8, 2, 1), **pair(f"{PART}v", 16, 2, 2)}, "parts of lora_unet_double_blocks_0_img_attn_qkv that do not fit together"),
+    ({**pair(f"{PART}q", 8, 2, 1), **pair(f"{PART}v", 8, 2, 2, columns=4)}, "do not fit together"),
+    ({**pair(f"{PART}q", 8, 2, 1), **pair(f"diffusion_model.{QKV}", 24, 2, 2)}, "whole and in parts"),
+    ({**pair(f"{PART}q", 8, 2, 1), **pair(f"{PART}k", 8, 2, 1), f"{PART}q.dora_scale": torch.ones(8, 1)}, "DoRA of 2 of the 3 parts"),
+    ({f"{PART}q.lokr_w1": torch.ones(2, 2), f"{PART}q.lokr_w2": torch.ones(4, 4)}, "lokr_w1, lokr_w2 for the parts"),
+], ids=["rows", "columns", "twice", "some magnitudes", "lokr"])
+def test_parts_that_cannot_be_put_together(tmp_path: Path, tensors: dict[str, torch.Tensor], words: str) -> None:
+    with pytest.raises(LoomError, match=words):
+        read(flux_file(tmp_path, tensors), NAMES, FAMILIES["flux"])

@@ -257,7 +257,7 @@ def test_mixed_precision(folder, written, meant):
     ("metadata_path: captions.txt", ["metadata_path 'captions.txt'", ".csv or .jsonl"]),
     ("metadata_path: gone.csv", ["metadata_path 'gone.csv'", "not a file"]),
     ("seed: -1", ["seed -1", "below 0"]),
-    ("epochs: 1\nepochs: 2", ["'epochs'", "twice", "lines 3 and 4"]),
+    ("epochs: 1\nepochs: 2", ["run.yaml: key 'epochs' is given twice, in lines 3 and 4: keep one"]),
     ("scheduler: cosine\nlr_scheduler: linear", ["lr_scheduler", "another name of scheduler"]),
     ('log_dir: "C:\\new"', ["log_dir", "control character", "single quotes"]),
     ('log_dir: "C:\\Users"', ["line 3", "single quotes"]),

@@ -49,7 +49,9 @@ class Question:
 class Objective:
     """The loss of a model with these adapters under this configuration."""
 
-    def __init__(self, model: TrainableModel, adapters: list[Adapter], config: LossConfig) -> None:
+    def __init__(self, model: TrainableModel, adapters: list[Adapter], config: LossConfig, together: bool = True) -> None:
+        """together: the pictures' captions and those without the concept in one forward, which is faster and takes more memory at its height."""
+        self.together = together
         self.model, self.adapters, self.config = model, adapters, config
         self.process = process_of(model)
 
@@ -71,13 +73,17 @@ class Objective:
 
     def __call__(self, question: Question) -> torch.Tensor:
         """The scalar loss, with the graph where gradients are enabled."""
-        config, batch, count, asked, wanted = self.config, question.batch, len(question.noisy), question, None
+        config, batch, count, wanted = self.config, question.batch, len(question.noisy), None
         if config.preservation:  # the answer to the same without the concept is to stay (ai-toolkit's differential output preservation)
             neighbours = question.neighbours()
             with torch.no_grad(), disabled(self.adapters):
                 wanted = self._ask(neighbours)
-            asked = question.with_rows_of(neighbours)  # one forward for both
-        predicted = self._ask(asked)
+        if wanted is None:
+            predicted = self._ask(question)
+        elif self.together:
+            predicted = self._ask(question.with_rows_of(neighbours))
+        else:
+            predicted = torch.cat([self._ask(question), self._ask(neighbours)])
         c = losses.huber_c(question.times, self.process, config)
         values = losses.distance(predicted[:count], question.target, config, c)
         mask = None if batch.masks is None else self._mask(batch.masks.to(values), values.ndim)

@@ -98,6 +98,8 @@ def _try(name: str, kind: type[torch.optim.Optimizer], device: torch.device) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # paged memory is CUDA's: elsewhere it is plain, and it says so
             kind([value]).step()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise LoomError(f"optimizer {name!r} does not work on {device.type} with this bitsandbytes ({error}): update bitsandbytes, or use adamw") from error
 

@@ -42,6 +42,8 @@ def mapping(text: str, called: str, wanted: str) -> dict[str, Any]:
     """What the text holds; `called` is its name in messages, `wanted` what it should be."""
     try:
         tree = yaml.load(text, _Loader)
+    except LoomError as error:
+        raise LoomError(f"{called}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

@@ -263,7 +263,8 @@ def scaled(tensors: dict[str, torch.Tensor], alphas: dict[str, float] | None) ->
 
 
 def test_diffusers_makes_the_same_weights_of_the_file(family, tmp_path: Path) -> None:
-    """What ComfyUI's LoraLoader makes of the base and the file, in diffusers' names, is what diffusers makes of them. The same weights, the same answer."""
+    """What the file adds to the weights is the same through ComfyUI's LoraLoader and through diffusers' reader: the same weights, the same answer.
+    And what diffusers has read, written in its own names, is read by us as the same LoRA."""
     import comfy.lora
     import comfy.sd
     import diffusers
@@ -275,39 +276,56 @@ def test_diffusers_makes_the_same_weights_of_the_file(family, tmp_path: Path) ->
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
     result = train(open_model(family), dataset, CONFIG.replace(train={"batch_size": 1}), loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
 
-    def convert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        as_files = {re.sub(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight$", r"\1.scale", k): v.clone() for k, v in weights.items()}
-        return SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"](as_files, config={})
-
-    own = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
-    with torch.device("meta"):
-        theirs = getattr(diffusers, kind)(**arguments)
-    theirs.load_state_dict(convert(own), assign=True, strict=False)
-    before = {k: v.detach().clone() for k, v in theirs.named_parameters() if not v.is_meta}
-    reader = getattr(lora_pipeline, f"{pipeline}LoraLoaderMixin")
-    read = reader.lora_state_dict(str(result.path), **({"return_alphas": True} if pipeline == "Flux" else {}))
+    reader, flux = getattr(lora_pipeline, f"{pipeline}LoraLoaderMixin"), pipeline == "Flux"
+    read = reader.lora_state_dict(str(result.path), **({"return_alphas": True} if flux else {}))
     tensors, alphas = read if isinstance(read, tuple) else (read, None)
-    reader.load_lora_into_transformer(tensors, **({"network_alphas": alphas} if pipeline == "Flux" else {}), transformer=theirs)
-    theirs.fuse_lora()
-    fused = {k.replace(".base_layer", ""): v.detach() for k, v in theirs.named_parameters() if "lora_" not in k and not v.is_meta}
-
-    # what diffusers has read, written in its names, is read as the same file
-    names, own_family = open_model(family).layer_names("lora_unet"), FAMILIES[name]
-    save_file({k: v.contiguous() for k, v in scaled(tensors, alphas).items()}, tmp_path / "diffusers.safetensors")
-    ours, back = (lora_names.read(path, names, own_family) for path in (result.path, tmp_path / "diffusers.safetensors"))
+    save_file({k: v.clone().contiguous() for k, v in scaled(tensors, alphas).items()}, tmp_path / "diffusers.safetensors")
+    names = open_model(family).layer_names("lora_unet")
+    ours, back = (lora_names.read(path, names, FAMILIES[name]) for path in (result.path, tmp_path / "diffusers.safetensors"))
     assert ours.keys() == back.keys()
     for key, layer in ours.items():
         torch.testing.assert_close(delta(back[key]), delta(layer), rtol=1e-4, atol=1e-7, msg=key)
 
+    def converted(added: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A checkpoint of zeros (pages of which take no memory) and what is added to it, in diffusers' names."""
+        whole = {k: added.get(k, torch.zeros(v.shape)) for k, v in model.model.diffusion_model.state_dict().items()}
+        as_in_files = {re.sub(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight$", r"\1.scale", k): v for k, v in whole.items()}
+        return SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"](as_in_files, config={})
+
+    with torch.device("meta"):
+        theirs = getattr(diffusers, kind)(**arguments)
+    theirs.load_state_dict(converted({}), assign=True, strict=False)
+    reader.load_lora_into_transformer(tensors, **({"network_alphas": alphas} if flux else {}), transformer=theirs)
+    theirs.fuse_lora()
+    fused = {k.replace(".base_layer", ""): v.detach() for k, v in theirs.named_parameters() if "lora_" not in k and not v.is_meta}
     loaded, _ = comfy.sd.load_lora_for_models(model, None, load_file(result.path), 1.0, 0.0)
-    for key, patches in loaded.patches.items():
-        short = key.removeprefix("diffusion_model.")
-        own[short] = comfy.lora.calculate_weight(patches, own[short].clone(), key)
-    wanted = {k: v for k, v in convert(own).items() if k in before}
-    changed = {k for k, v in wanted.items() if not torch.equal(v, before[k])}
-    assert changed and changed == {k for k, v in fused.items() if not torch.equal(v, before[k])}
-    for key in changed:
-        torch.testing.assert_close(fused[key] - before[key], wanted[key] - before[key], rtol=1e-3, atol=1e-5, msg=key)
+    shapes = {k: v.shape for k, v in model.model.diffusion_model.state_dict().items()}
+    added = {k.removeprefix("diffusion_model."): comfy.lora.calculate_weight(patches, torch.zeros(shapes[k.removeprefix("diffusion_model.")]), k)
+             for k, patches in loaded.patches.items()}
+    wanted = {k: v for k, v in converted(added).items() if v.any()}
+    assert wanted and wanted.keys() == {k for k, v in fused.items() if v.any()}
+    for key, value in wanted.items():
+        torch.testing.assert_close(fused[key], value, rtol=1e-3, atol=1e-7, msg=key)
+
+
+def test_an_untrained_dora_changes_nothing(family) -> None:
+    """Its magnitudes are the weights' norms, in the file too, where diffusers' names divide and turn the rows."""
+    import comfy.sd
+    from lora_loom.trainer.adapters import adapted
+    from lora_loom.trainer.runs import export
+
+    name, shallow, model = family
+    if FAMILIES[name].keys != "transformer":
+        pytest.skip("its layers are written whole")
+    opened, config = open_model(family), CONFIG.replace(adapter={"algorithm": "dora"})
+    with torch.inference_mode(False), opened.training("fp32", False, False), adapted(opened, config.adapter, 0) as adapters:
+        lora = export.state_dict(adapters, config)
+        whole = export.state_dict(adapters, config, whole=True)
+    before = sampled(model, shallow, name)
+    for file in (lora, whole):
+        loaded, _ = comfy.sd.load_lora_for_models(model, None, file, 1.0, 0.0)
+        assert loaded.patches
+        torch.testing.assert_close(sampled(loaded, shallow, name), before, rtol=1e-3, atol=1e-3)
 
 
 def answer(opened, noisy: torch.Tensor, sigmas: torch.Tensor, patcher, adapters: Path | None = None) -> torch.Tensor:

@@ -35,7 +35,8 @@ _FLUX = _layers(r"double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$|single_blocks\
                 r"(_mod|modulation|modulation_(img|txt))\.lin$")
 _SD3 = _layers(r"joint_blocks\.\d+\.\w+\.attn2?\.(qkv|proj)$", r"joint_blocks\.\d+\.\w+\.mlp\.fc[12]$", r"joint_blocks\.\d+\.\w+\.adaLN_modulation\.1$")
 _QWEN = _layers(r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$", r"(img|txt)_mlp\.net\.(0\.proj|2)$", r"(img|txt)_mod\.1$")
-_LUMINA = _layers(r"(layers|refiner)\.\d+\.attention\.(qkv|out)$", r"(layers|refiner)\.\d+\.feed_forward\.w[123]$", r"adaLN_modulation\.\d$")
+_BLOCK = r"(layers|refiner)\.\d+\."
+_LUMINA = _layers(_BLOCK + r"attention\.(qkv|out)$", _BLOCK + r"feed_forward\.w[123]$", _BLOCK + r"adaLN_modulation\.\d$")
 _WAN = _layers(r"blocks\.\d+\.(self|cross)_attn\.[qkvo]$", r"blocks\.\d+\.ffn\.[02]$")
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ def _as(own: str, theirs: str, last_swapped: bool = False) -> Named:
     return Named(own, (theirs,), last_swapped=last_swapped)
 
 
+# Beside the blocks; the last norm's halves of scale and shift stand the other way round.
+_TIMES = "time_text_embed.timestep_embedder.linear_"
+_LAST = (_as(r"final_layer\.adaLN_modulation\.1", "norm_out.linear", last_swapped=True), _as(r"final_layer\.linear", "proj_out"))
 _DOUBLE, _SINGLE = r"double_blocks\.(\d+)\.", r"single_blocks\.(\d+)\."
 _DOUBLE_NAMES: tuple[Named, ...] = (
     _qkv(_DOUBLE + r"img_attn\.qkv", r"transformer_blocks.\1.attn.to_*"), _as(_DOUBLE + r"img_attn\.proj", r"transformer_blocks.\1.attn.to_out.0"),
@@ -68,6 +72,9 @@ _FLUX_NAMES: tuple[Named, ...] = (
     _as(_DOUBLE + r"img_mod\.lin", r"transformer_blocks.\1.norm1.linear"), _as(_DOUBLE + r"txt_mod\.lin", r"transformer_blocks.\1.norm1_context.linear"),
     Named(_SINGLE + r"linear1", tuple(rf"single_transformer_blocks.\1.{n}" for n in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")), (1, 1, 1, 4)),
     _as(_SINGLE + r"linear2", r"single_transformer_blocks.\1.proj_out"), _as(_SINGLE + r"modulation\.lin", r"single_transformer_blocks.\1.norm.linear"),
+    _as("img_in", "x_embedder"), _as("txt_in", "context_embedder"), *_LAST,
+    *(_as(rf"{own}\.{layer}", f"time_text_embed.{theirs}.linear_{n}") for n, layer in ((1, "in_layer"), (2, "out_layer"))
+      for own, theirs in (("time_in", "timestep_embedder"), ("vector_in", "text_embedder"), ("guidance_in", "guidance_embedder"))),
 )
 _FLUX2_NAMES: tuple[Named, ...] = (
     *_DOUBLE_NAMES,
@@ -87,6 +94,8 @@ _SD3_NAMES: tuple[Named, ...] = (
     _as(_JOINT + r"context_block\.mlp\.fc2", r"transformer_blocks.\1.ff_context.net.2"),
     _as(_JOINT + r"x_block\.adaLN_modulation\.1", r"transformer_blocks.\1.norm1.linear"),
     _as(_JOINT + r"context_block\.adaLN_modulation\.1", r"transformer_blocks.\1.norm1_context.linear", last_swapped=True),
+    Named("context_embedder"), *_LAST, *(_as(rf"t_embedder\.mlp\.{i}", f"{_TIMES}{n}") for i, n in ((0, 1), (2, 2))),
+    *(_as(rf"y_embedder\.mlp\.{i}", f"time_text_embed.text_embedder.linear_{n}") for i, n in ((0, 1), (2, 2))),
 )
 _LUMINA2_NAMES: tuple[Named, ...] = (
     _qkv(r"(.*)\.attention\.qkv", r"\1.attn.to_*", 3, 1, 1), _as(r"(.*)\.attention\.out", r"\1.attn.to_out.0"),
@@ -94,7 +103,8 @@ _LUMINA2_NAMES: tuple[Named, ...] = (
 )
 _Z_IMAGE_NAMES: tuple[Named, ...] = (
     _qkv(r"(.*\.attention)\.qkv", r"\1.to_*"), _as(r"(.*\.attention)\.out", r"\1.to_out.0"), Named(r".*\.feed_forward\.w[123]"),
-    Named(r"(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"), _as(r"final_layer\.(.*)", r"all_final_layer.2-1.\1"),
+    Named(r"(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"), Named(r"cap_embedder\.1|t_embedder\.mlp\.\d"),
+    _as(r"final_layer\.(.*)", r"all_final_layer.2-1.\1"), _as("x_embedder", "all_x_embedder.2-1"),
 )
 _WAN_NAMES: tuple[Named, ...] = (
     _as(r"(blocks\.\d+)\.self_attn\.([qkv])", r"\1.attn1.to_\2"), _as(r"(blocks\.\d+)\.self_attn\.o", r"\1.attn1.to_out.0"),

@@ -21,33 +21,37 @@ from ..data.folder import Dataset
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def state_dict(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.Tensor]:
-    """{key.lora_down.weight (r, in, …), key.lora_up.weight (out, r, …), key.alpha (), DoRA: key.dora_scale (out, 1, …)} on CPU;
+def state_dict(adapters: list[Adapter], config: LoomConfig, whole: bool = False) -> dict[str, torch.Tensor]:
+    """`whole`: each adapter under one name, which ComfyUI reads; else as files have it, where diffusers' names may hold its parts.
+
+    {key.lora_down.weight (r, in, …), key.lora_up.weight (out, r, …), key.alpha (), DoRA: key.dora_scale (out, 1, …)} on CPU;
     LoHa, LoKr and OFT in LyCORIS's names."""
     dtype = DTYPES[config.output.save_dtype]
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
-        for layer, tensors in _layers(adapter):
+        for layer, tensors in _layers(adapter, whole):
             found.update({f"{layer}.{name}": tensor for name, tensor in tensors.items()})
     # alpha and magnitudes in fp32: the one is no round number for rsLoRA, the other are near 1 and few
     return {k: v.detach().to("cpu", torch.float32 if k.endswith((".alpha", ".dora_scale")) else dtype).contiguous().clone() for k, v in found.items()}
 
 
-def _layers(adapter: Adapter) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def _layers(adapter: Adapter, whole: bool) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """(name, tensors) of the adapter in the file: of each part of its rows, where diffusers has layers for them."""
     tensors, named = adapter.tensors(), adapter.diffusers
     if not adapter.plain or "lora_up.weight" not in tensors:
         yield adapter.plain or adapter.key, tensors
         return
     tensors = _peft_named(tensors)
-    if named is None:
+    if named is None or whole:
         yield adapter.plain, tensors
         return
     rows, start = tensors["lora_B.weight"].shape[0], 0
     swapped = named.last_swapped and rows == 2 * tensors["lora_A.weight"].shape[1]
     for name, share in zip(named.theirs, named.shares):
         part = slice(start, start := start + rows * share // sum(named.shares))
-        cut = {key: value if key == "lora_A.weight" else value.roll(rows // 2, 0) if swapped else value[part] for key, value in tensors.items()}
+        cut = {key: value if key == "lora_A.weight" else value[part] for key, value in tensors.items()}
+        if swapped:  # magnitudes stand in the rows' own order, as ComfyUI takes them
+            cut["lora_B.weight"] = cut["lora_B.weight"].roll(rows // 2, 0)
         yield f"transformer.{name}", cut
 
 

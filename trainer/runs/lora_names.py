@@ -74,7 +74,7 @@ def layer_key(stem: str, keys: dict[str, str], text_prefixes: tuple[str, ...]) -
         if stem.startswith(prefix) and _TEXT[prefix] < len(text_prefixes):
             rest = _flat(stem[len(prefix):])
             return f"{text_prefixes[_TEXT[prefix]]}_{rest if rest.startswith('text_model') else 'text_model_' + rest}"
-    return None
+    return keys.get(_flat(stem))
 
 
 def spellings(names: dict[str, str]) -> dict[str, str]:
@@ -117,6 +117,8 @@ def read(path: Path, names: dict[str, str], family: Family) -> dict[str, Tensors
     for ours, named in layers.items():
         given = {i: found.pop(f"{ours}/{i}") for i in range(len(named.theirs)) if f"{ours}/{i}" in found}
         if given:
+            if ours in found:
+                raise LoomError(f"init_lora {path.name!r} has {ours} whole and in parts: one of them would be lost; choose a file that has it once")
             found[ours] = _joined(path, ours, given, named)
     return found
 
@@ -132,11 +134,14 @@ def _joined(path: Path, ours: str, given: dict[int, Tensors], named: Named) -> T
                         "LoRA and DoRA can be put together from parts; choose such a file, or one that names the layer whole")
     if len({"dora_scale" in given.get(i, {}) for i in range(len(named.theirs))}) > 1:
         raise LoomError(f"init_lora {path.name!r} has a DoRA of {len(given)} of the {len(named.theirs)} parts of {ours}: train on a file that has all of them")
-    downs = {i: part["lora_down.weight"] for i, part in given.items()}
-    ups = {i: part["lora_up.weight"] * (part["alpha"].item() / len(downs[i]) if "alpha" in part else 1.0) for i, part in given.items()}
+    downs = {i: part["lora_down.weight"].float() for i, part in given.items()}
+    ups = {i: part["lora_up.weight"].float() * (part["alpha"].item() / len(downs[i]) if "alpha" in part else 1.0) for i, part in given.items()}
     one = next(iter(downs.values()))
     shared = all(down.shape == one.shape and torch.equal(down, one) for down in downs.values())
     row = len(next(iter(ups.values()))) // named.shares[next(iter(ups))]
+    if any(downs[i].shape[1:] != one.shape[1:] or ups[i].shape[1:] != (len(downs[i]),) or len(ups[i]) != row * named.shares[i] for i in ups):
+        shapes = {named.theirs[i]: (tuple(ups[i].shape), tuple(downs[i].shape)) for i in ups}
+        raise LoomError(f"init_lora {path.name!r} has parts of {ours} that do not fit together ({shapes}): choose a LoRA of this model's family")
     rank = len(one) if shared else sum(map(len, downs.values()))
     up, start, column = one.new_zeros(row * sum(named.shares), rank), 0, 0
     for i, share in enumerate(named.shares):
@@ -148,5 +153,5 @@ def _joined(path: Path, ours: str, given: dict[int, Tensors], named: Named) -> T
     if "dora_scale" in given[min(given)]:
         joined["dora_scale"] = torch.cat([given[i]["dora_scale"] for i in sorted(given)])
     if named.last_swapped and start == 2 * one.shape[1]:
-        joined.update({name: joined[name].roll(start // 2, 0) for name in ("lora_up.weight", "dora_scale") if name in joined})
+        joined["lora_up.weight"] = up.roll(start // 2, 0)  # magnitudes stand in the rows' own order, as ComfyUI takes them
     return joined

@@ -102,8 +102,8 @@ class Saver:
 
     def _bytes(self, state: State) -> tuple[dict[str, torch.Tensor], bytes]:
         with state.shown():
-            tensors = export.state_dict(state.adapters, self.config)
-        return tensors, export.to_bytes(tensors, export.metadata(self.model, self.dataset, self.config, state.step))
+            tensors, whole = (export.state_dict(state.adapters, self.config, whole) for whole in (False, True))
+        return whole, export.to_bytes(tensors, export.metadata(self.model, self.dataset, self.config, state.step))
 
 
 def _escaped(name: str) -> str:

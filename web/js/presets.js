@@ -25,9 +25,12 @@ async function choose(node) {
     const presets = await allPresets(), preset = presets[chosen];
     if (node.graph?.getNodeById(node.id) !== node) return;  // another graph has been opened meanwhile
     if (at(node, "preset") !== chosen || at(node, "family") !== family) return;  // another choice has been made
-    settle(node);
     if (preset?.error) say("error", preset.error);
-    if (!preset?.values) return;
+    if (!preset?.values) {  // what is shown is what the values are from
+        for (const [name, value] of [["preset", was], ["family", wasFamily]]) node.widgets.find((w) => w.name === name).value = value;
+        return node.setDirtyCanvas?.(true, true);
+    }
+    settle(node);
     const values = says(preset, family), before = says(preset, wasFamily);
     for (const one of [node, ...trainers(node)]) {
         const stays = (w) => byFamily && String(w.value) !== String(before[w.name]);
