@@ -460,6 +460,30 @@ def test_preservation_keeps_the_answer_to_other_captions(model: backbone.Diffuse
     assert changes[1] < changes[0] / 2 and changes[0] > 1e-5, changes
 
 
+@pytest.mark.parametrize("text", [False, True], ids=["unet", "text encoder too"])
+def test_preservation_asks_together_or_apart_alike(model: backbone.DiffusersModel, pictures: Path, tmp_path: Path, text: bool) -> None:
+    """One forward for both captions, or two where blocks are computed again anyway: the same losses, and the same LoRA."""
+    dataset = read_dataset(pictures, resolution=64, min_size=32, trigger_word="circle")
+    config = CONFIG.replace(adapter={"train_text_encoder": text}, loss={"preservation": 2.0, "preservation_words": ("ring",)}, train={"steps": 3, "batch_size": 2})
+    asked: list[int] = []
+    predict = type(model).predict
+
+    def counted(self, noisy, *rest):
+        asked.append(len(noisy))
+        return predict(self, noisy, *rest)
+
+    results = []
+    for checkpointing in (False, True):
+        asked.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(model), "predict", counted)
+            results.append(run(model, dataset, config.replace(train={"gradient_checkpointing": checkpointing}), tmp_path))
+        assert max(asked) == (2 if checkpointing else 4), asked
+    assert results[1].losses == pytest.approx(results[0].losses, rel=1e-4)
+    for key, value in results[0].lora.items():
+        torch.testing.assert_close(results[1].lora[key], value, rtol=1e-3, atol=1e-4)
+
+
 def test_preservation_needs_a_trigger_word(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(LoomError, match="preservation 1 without a trigger word.*LoadDataset.trigger_word"):
         run(model, dataset, CONFIG.replace(loss={"preservation": 1.0}), tmp_path)
