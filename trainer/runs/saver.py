@@ -66,7 +66,7 @@ class Saver:
                 self._resumable(state)
             else:
                 checkpoint.remove(self.run)
-        self.lora, data = self._bytes(state)
+        data, self.lora = self._bytes(state), self._tensors(state, whole=True)
         self.reserve.release()
         self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
         self._file("latest").unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class Saver:
 
     def _save(self, state: State, kind: str, resume: bool = True) -> None:
         try:
-            store.write_whole(self._file(kind), self._bytes(state)[1])
+            store.write_whole(self._file(kind), self._bytes(state))
             if resume:
                 self._resumable(state)
                 self._saved = time.monotonic()
@@ -100,10 +100,12 @@ class Saver:
     def _file(self, kind: str) -> Path:
         return self.run / "checkpoints" / f"{self.config.output.name}_{kind}.safetensors"
 
-    def _bytes(self, state: State) -> tuple[dict[str, torch.Tensor], bytes]:
+    def _tensors(self, state: State, whole: bool = False) -> dict[str, torch.Tensor]:
         with state.shown():
-            tensors, whole = (export.state_dict(state.adapters, self.config, whole) for whole in (False, True))
-        return whole, export.to_bytes(tensors, export.metadata(self.model, self.dataset, self.config, state.step))
+            return export.state_dict(state.adapters, self.config, whole)
+
+    def _bytes(self, state: State) -> bytes:
+        return export.to_bytes(self._tensors(state), export.metadata(self.model, self.dataset, self.config, state.step))
 
 
 def _escaped(name: str) -> str:
