@@ -192,11 +192,11 @@ def test_small_numbers_of_a_half_precision_file_are_kept(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("tensors", "words"), [
-    ({**pair(f"{PART}q", 8, 2, 1), **pair(f"{PART}v", 16, 2, 2)}, "parts of lora_unet_double_blocks_0_img_attn_qkv that do not fit together"),
+    ({**pair(f"{PART}q", 8, 2, 1), **pair(f"{PART}v", 16, 2, 2)}, "at lora_unet_double_blocks_0_img_attn_qkv has parts of a layer that do not fit together"),
     ({**pair(f"{PART}q", 8, 2, 1), **pair(f"{PART}v", 8, 2, 2, columns=4)}, "do not fit together"),
     ({**pair(f"{PART}q", 8, 2, 1), **pair(f"diffusion_model.{QKV}", 24, 2, 2)}, "whole and in parts"),
     ({**pair(f"{PART}q", 8, 2, 1), **pair(f"{PART}k", 8, 2, 1), f"{PART}q.dora_scale": torch.ones(8, 1)}, "DoRA of 2 of the 3 parts"),
-    ({f"{PART}q.lokr_w1": torch.ones(2, 2), f"{PART}q.lokr_w2": torch.ones(4, 4)}, "lokr_w1, lokr_w2 for the parts"),
+    ({f"{PART}q.lokr_w1": torch.ones(2, 2), f"{PART}q.lokr_w2": torch.ones(4, 4)}, "lokr_w1, lokr_w2 for parts"),
 ], ids=["rows", "columns", "twice", "some magnitudes", "lokr"])
 def test_parts_that_cannot_be_put_together(tmp_path: Path, tensors: dict[str, torch.Tensor], words: str) -> None:
     with pytest.raises(LoomError, match=words):

@@ -79,7 +79,7 @@ class Attempts:
         """Train to the end; or the cheaper way to be tried next, because memory will not or did not suffice."""
         state = self.state = State(adapters, self.config, self.steps, self.model.device)
         self._begin(adapters)
-        objective = Objective(self.model, adapters, self.config.loss, together=not fitting.checkpointing)
+        objective = Objective(self.model, adapters, self.config.loss, together=fitting.together)
         needs = self._needs(objective, fitting)
         cheaper = fitting.cheaper(self.config.train.batch_size, self.model.can_offload)
         if needs is not None and not needs.fits and cheaper is not None:
@@ -142,8 +142,8 @@ class Attempts:
     def _largest(self, fitting: Fitting) -> tuple[int, ...]:
         """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""
         rows = -(-min(self.config.train.batch_size, len(self.encoded)) // fitting.split)
-        if self.config.loss.preservation and not fitting.checkpointing:
-            rows *= 2  # asked together
+        if self.config.loss.preservation and fitting.together:
+            rows *= 2
         return (rows, *max((tuple(z.shape) for z in self.encoded.latents), key=math.prod))
 
     def _kept(self) -> str:

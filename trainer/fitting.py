@@ -13,6 +13,11 @@ class Fitting:
     split: int = 1
     offload: bool = False
 
+    @property
+    def together(self) -> bool:
+        """Whether the captions without the concept are asked in the same forward: faster, with more memory at its height."""
+        return not self.checkpointing
+
     def cheaper(self, batch_size: int, can_offload: bool) -> Fitting | None:
         """The next way, or None where there is none."""
         if not self.checkpointing:

@@ -50,7 +50,7 @@ class Objective:
     """The loss of a model with these adapters under this configuration."""
 
     def __init__(self, model: TrainableModel, adapters: list[Adapter], config: LossConfig, together: bool = True) -> None:
-        """together: the pictures' captions and those without the concept in one forward, which is faster and takes more memory at its height."""
+        """together: see fitting.py."""
         self.together = together
         self.model, self.adapters, self.config = model, adapters, config
         self.process = process_of(model)

@@ -17,6 +17,7 @@ from ..adapters import Adapter
 from ..backbones.protocol import TrainableModel
 from ..config import LoomConfig
 from ..data.folder import Dataset
+from .parts import UP, divided
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -38,21 +39,13 @@ def state_dict(adapters: list[Adapter], config: LoomConfig, whole: bool = False)
 def _layers(adapter: Adapter, whole: bool) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """(name, tensors) of the adapter in the file: of each part of its rows, where diffusers has layers for them."""
     tensors, named = adapter.tensors(), adapter.diffusers
-    if not adapter.plain or "lora_up.weight" not in tensors:
+    if not adapter.plain or UP not in tensors:
         yield adapter.plain or adapter.key, tensors
-        return
-    tensors = _peft_named(tensors)
-    if named is None or whole:
-        yield adapter.plain, tensors
-        return
-    rows, start = tensors["lora_B.weight"].shape[0], 0
-    swapped = named.last_swapped and rows == 2 * tensors["lora_A.weight"].shape[1]
-    for name, share in zip(named.theirs, named.shares):
-        part = slice(start, start := start + rows * share // sum(named.shares))
-        cut = {key: value if key == "lora_A.weight" else value[part] for key, value in tensors.items()}
-        if swapped:  # magnitudes stand in the rows' own order, as ComfyUI takes them
-            cut["lora_B.weight"] = cut["lora_B.weight"].roll(rows // 2, 0)
-        yield f"transformer.{name}", cut
+    elif named is None or whole:
+        yield adapter.plain, _peft_named(tensors)
+    else:
+        for name, part in zip(named.theirs, divided(tensors, named)):
+            yield f"transformer.{name}", _peft_named(part)
 
 
 def _peft_named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ..backbones.families import Family, Named
+from ..backbones.families import Family
 from ..errors import LoomError
+from .parts import Tensors, joined
 
 # Ends of keys, longest first; what they are called in our files.
 _SUFFIXES = {
@@ -89,9 +90,6 @@ def spellings(names: dict[str, str]) -> dict[str, str]:
     return found
 
 
-Tensors = dict[str, torch.Tensor]  # of one layer, by suffix
-
-
 def read(path: Path, names: dict[str, str], family: Family) -> dict[str, Tensors]:
     """{our key: {suffix: tensor}}, `names` as for `spellings`. LoomError where the file cannot be read or names layers that are not there."""
     keys = spellings(names)
@@ -119,39 +117,5 @@ def read(path: Path, names: dict[str, str], family: Family) -> dict[str, Tensors
         if given:
             if ours in found:
                 raise LoomError(f"init_lora {path.name!r} has {ours} whole and in parts: one of them would be lost; choose a file that has it once")
-            found[ours] = _joined(path, ours, given, named)
+            found[ours] = joined(given, named, f"init_lora {path.name!r} at {ours}")
     return found
-
-
-def _joined(path: Path, ours: str, given: dict[int, Tensors], named: Named) -> Tensors:
-    """One layer's tensors from those of the parts of its rows; a part that the file lacks changes nothing. Parts that read their input differently
-    stay apart, so that the rank is the sum of theirs."""
-    if len(named.theirs) == 1 and not named.last_swapped:
-        return given[0]
-    least = {"lora_down.weight", "lora_up.weight"}
-    if not all(least <= part.keys() <= least | {"alpha", "dora_scale"} for part in given.values()):
-        raise LoomError(f"init_lora {path.name!r} has {', '.join(sorted(set().union(*given.values())))} for the parts of {ours}: "
-                        "LoRA and DoRA can be put together from parts; choose such a file, or one that names the layer whole")
-    if len({"dora_scale" in given.get(i, {}) for i in range(len(named.theirs))}) > 1:
-        raise LoomError(f"init_lora {path.name!r} has a DoRA of {len(given)} of the {len(named.theirs)} parts of {ours}: train on a file that has all of them")
-    downs = {i: part["lora_down.weight"].float() for i, part in given.items()}
-    ups = {i: part["lora_up.weight"].float() * (part["alpha"].item() / len(downs[i]) if "alpha" in part else 1.0) for i, part in given.items()}
-    one = next(iter(downs.values()))
-    shared = all(down.shape == one.shape and torch.equal(down, one) for down in downs.values())
-    row = len(next(iter(ups.values()))) // named.shares[next(iter(ups))]
-    if any(downs[i].shape[1:] != one.shape[1:] or ups[i].shape[1:] != (len(downs[i]),) or len(ups[i]) != row * named.shares[i] for i in ups):
-        shapes = {named.theirs[i]: (tuple(ups[i].shape), tuple(downs[i].shape)) for i in ups}
-        raise LoomError(f"init_lora {path.name!r} has parts of {ours} that do not fit together ({shapes}): choose a LoRA of this model's family")
-    rank = len(one) if shared else sum(map(len, downs.values()))
-    up, start, column = one.new_zeros(row * sum(named.shares), rank), 0, 0
-    for i, share in enumerate(named.shares):
-        if i in ups:
-            up[start:start + row * share, column:column + len(downs[i])] = ups[i]
-            column += 0 if shared else len(downs[i])
-        start += row * share
-    joined = {"lora_down.weight": one if shared else torch.cat(list(downs.values())), "lora_up.weight": up, "alpha": torch.tensor(float(rank))}
-    if "dora_scale" in given[min(given)]:
-        joined["dora_scale"] = torch.cat([given[i]["dora_scale"] for i in sorted(given)])
-    if named.last_swapped and start == 2 * one.shape[1]:
-        joined["lora_up.weight"] = up.roll(start // 2, 0)  # magnitudes stand in the rows' own order, as ComfyUI takes them
-    return joined
