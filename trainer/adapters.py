@@ -32,7 +32,7 @@ class Adapter:
     config: AdapterConfig
     learning_rate: float | None = None  # where a pattern sets one of its own
     plain: str = ""  # the layer's own path, where files name it by that: "diffusion_model.layers.0.attention.qkv"
-    diffusers: Named | None = None  # where files name it, or the parts of its rows, as diffusers does
+    diffusers: Named | None = None  # diffusers' name of it, or of the parts of its rows: "unet.mid_block.…", "transformer.…", "text_encoder.…"
 
     def named(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by suffix: lora_down.weight (r, in, …), lora_up.weight (out, r, …), dora_scale, hada_w1_a …"""
@@ -162,7 +162,7 @@ def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: 
         root.__dict__.pop("peft_config", None)  # of the group before this one
         with torch.no_grad():
             inject_adapter_in_model(kind.configure(config, "(" + "|".join(re.escape(own) for own in layers) + ")"), root, NAME)
-    found = []
+    found, names = [], model.layer_names(prefix)
     for own, key in layers.items():
         layer = root.get_submodule(own)
         if not isinstance(layer, BaseTunerLayer):
@@ -175,7 +175,7 @@ def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: 
             parameter.requires_grad_(True)
         keys = model.family.keys if prefix == "lora_unet" else "kohya"
         found.append(Adapter(key, layer, config, rate, "" if keys == "kohya" else f"diffusion_model.{own}",
-                             model.family.in_diffusers(own) if keys == "transformer" else None))
+                             model.family.in_diffusers(own, names[own], prefix)))
     return found
 
 

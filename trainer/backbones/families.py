@@ -141,11 +141,17 @@ class Family:
     patch: int = 1  # latent cells on the side of an image token
     checkpointed: tuple[str, ...] = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")  # class names
 
-    def in_diffusers(self, own: str) -> Named | None:
-        """The transformer's layer of that own name as diffusers names it; None where it is not known."""
+    def in_diffusers(self, own: str, name: str, prefix: str = "lora_unet") -> Named | None:
+        """The layer of that own path as a pipeline of diffusers has it, its part of the pipeline in front; None where it is not known.
+
+        `name`: what it is called in a text encoder or a UNet of diffusers, and whatever it is called in a transformer."""
+        if prefix != "lora_unet":
+            return Named(own, (f"{('text_encoder', 'text_encoder_2')[self.text_prefixes.index(prefix)]}.{name}",))
+        if not self.flow:
+            return Named(own, (f"unet.{name}",))
         for row in self.names:
             if found := re.fullmatch(row.own, own):
-                return replace(row, own=own, theirs=tuple(map(found.expand, row.theirs)))
+                return replace(row, own=own, theirs=tuple(f"transformer.{found.expand(part)}" for part in row.theirs))
         return None
 
 

@@ -17,42 +17,63 @@ from ..adapters import Adapter
 from ..backbones.protocol import TrainableModel
 from ..config import LoomConfig
 from ..data.folder import Dataset
-from .parts import UP, divided
+from .parts import DOWN, SCALE, UP, divided, turned
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def state_dict(adapters: list[Adapter], config: LoomConfig, whole: bool = False) -> dict[str, torch.Tensor]:
-    """`whole`: each adapter under one name, which ComfyUI reads; else as files have it, where diffusers' names may hold its parts.
+def state_dict(adapters: list[Adapter], config: LoomConfig, keys: str) -> dict[str, torch.Tensor]:
+    """Named as a family's `keys` has it; "diffusion_model" keeps each layer whole, where "transformer" may divide it.
 
     {key.lora_down.weight (r, in, …), key.lora_up.weight (out, r, …), key.alpha (), DoRA: key.dora_scale (out, 1, …)} on CPU;
     LoHa, LoKr and OFT in LyCORIS's names."""
-    dtype = DTYPES[config.output.save_dtype]
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
-        for layer, tensors in _layers(adapter, whole):
+        for layer, tensors in _layers(adapter, keys):
             found.update({f"{layer}.{name}": tensor for name, tensor in tensors.items()})
-    # alpha and magnitudes in fp32: the one is no round number for rsLoRA, the other are near 1 and few
-    return {k: v.detach().to("cpu", torch.float32 if k.endswith((".alpha", ".dora_scale")) else dtype).contiguous().clone() for k, v in found.items()}
+    return _on_cpu(found, config)
 
 
-def _layers(adapter: Adapter, whole: bool) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def for_diffusers(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.Tensor]:
+    """A DoRA as diffusers reads it, which leaves `dora_scale` out of any file; {} where a layer has no name there.
+
+    {name.lora_A.weight (r, in, …), name.lora_B.weight (out, r, …), name.lora_magnitude_vector.weight (out,) or (1, out, 1, 1)} on CPU."""
+    found: dict[str, torch.Tensor] = {}
+    for adapter in adapters:
+        if adapter.diffusers is None:
+            return {}
+        tensors = adapter.tensors()
+        tensors[SCALE] = turned(tensors[SCALE], tensors[DOWN].shape[1], adapter.diffusers)
+        for name, part in zip(adapter.diffusers.theirs, divided(tensors, adapter.diffusers)):
+            part = _peft_named(part)
+            part[SCALE] = part[SCALE].reshape(-1) if part["lora_A.weight"].ndim == 2 else part[SCALE].reshape(1, -1, 1, 1)
+            found.update({f"{name}.lora_magnitude_vector.weight": part.pop(SCALE), **{f"{name}.{k}": v for k, v in part.items()}})
+    return _on_cpu(found, config)
+
+
+def _on_cpu(tensors: dict[str, torch.Tensor], config: LoomConfig) -> dict[str, torch.Tensor]:
+    """As they are saved. Alpha and magnitudes in fp32: the one is no round number for rsLoRA, the other are near 1 and few."""
+    kept, dtype = (".alpha", f".{SCALE}", ".lora_magnitude_vector.weight"), DTYPES[config.output.save_dtype]
+    return {k: v.detach().to("cpu", torch.float32 if k.endswith(kept) else dtype).contiguous().clone() for k, v in tensors.items()}
+
+
+def _layers(adapter: Adapter, keys: str) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """(name, tensors) of the adapter in the file: of each part of its rows, where diffusers has layers for them."""
     tensors, named = adapter.tensors(), adapter.diffusers
     if not adapter.plain or UP not in tensors:
         yield adapter.plain or adapter.key, tensors
-    elif named is None or whole:
+    elif keys != "transformer" or named is None:
         yield adapter.plain, _peft_named(tensors)
     else:
         for name, part in zip(named.theirs, divided(tensors, named)):
-            yield f"transformer.{name}", _peft_named(part)
+            yield name, _peft_named(part)
 
 
 def _peft_named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """lora_A and lora_B for lora_down and lora_up, the scale in lora_B: diffusers' readers of these files know no alpha."""
-    scale = tensors["alpha"].item() / tensors["lora_down.weight"].shape[0]
-    rest = {name: tensor for name, tensor in tensors.items() if name not in ("lora_down.weight", "lora_up.weight", "alpha")}
-    return {"lora_A.weight": tensors["lora_down.weight"], "lora_B.weight": tensors["lora_up.weight"] * scale, **rest}
+    scale = tensors["alpha"].item() / tensors[DOWN].shape[0]
+    rest = {name: tensor for name, tensor in tensors.items() if name not in (DOWN, UP, "alpha")}
+    return {"lora_A.weight": tensors[DOWN], "lora_B.weight": tensors[UP] * scale, **rest}
 
 
 def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps: int) -> dict[str, str]:

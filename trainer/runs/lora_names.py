@@ -93,8 +93,8 @@ def spellings(names: dict[str, str]) -> dict[str, str]:
 def read(path: Path, names: dict[str, str], family: Family) -> dict[str, Tensors]:
     """{our key: {suffix: tensor}}, `names` as for `spellings`. LoomError where the file cannot be read or names layers that are not there."""
     keys = spellings(names)
-    layers = {f"lora_unet_{_flat(own)}": named for own in names if family.flow and (named := family.in_diffusers(own))}
-    parts = {_flat(name): (ours, i) for ours, named in layers.items() for i, name in enumerate(named.theirs)}
+    layers = {f"lora_unet_{_flat(own)}": named for own, name in names.items() if family.flow and (named := family.in_diffusers(own, name))}
+    parts = {_flat(name.removeprefix("transformer.")): (ours, i) for ours, named in layers.items() for i, name in enumerate(named.theirs)}
     keys.update({spelled: f"{ours}/{i}" for spelled, (ours, i) in parts.items() if spelled not in keys})
     try:
         tensors = load_file(path)

@@ -7,17 +7,17 @@ from ..backbones.families import Named
 from ..errors import LoomError
 
 Tensors = dict[str, torch.Tensor]  # of one layer, by suffix
-DOWN, UP = "lora_down.weight", "lora_up.weight"
+DOWN, UP, SCALE = "lora_down.weight", "lora_up.weight", "dora_scale"
 
 
-def _turned(up: torch.Tensor, columns: int, named: Named) -> torch.Tensor:
-    """lora_up with its halves changed over, where diffusers has them so. Magnitudes stay in the rows' own order, as ComfyUI takes them."""
-    return up.roll(len(up) // 2, 0) if named.last_swapped and len(up) == 2 * columns else up
+def turned(rows: torch.Tensor, columns: int, named: Named) -> torch.Tensor:
+    """The rows with their halves changed over, where diffusers has them so; `columns` of the layer's weight."""
+    return rows.roll(len(rows) // 2, 0) if named.last_swapped and len(rows) == 2 * columns else rows
 
 
 def divided(tensors: Tensors, named: Named) -> list[Tensors]:
-    """Those of each of `named.theirs`; lora_down is the same in all."""
-    tensors = {**tensors, UP: _turned(tensors[UP], tensors[DOWN].shape[1], named)}
+    """Those of each of `named.theirs`; lora_down is the same in all. Magnitudes stay in the rows' own order, as ComfyUI takes them."""
+    tensors = {**tensors, UP: turned(tensors[UP], tensors[DOWN].shape[1], named)}
     rows, start, found = len(tensors[UP]), 0, []
     for share in named.shares:
         part = slice(start, start := start + rows * share // sum(named.shares))
@@ -30,10 +30,10 @@ def joined(given: dict[int, Tensors], named: Named, what: str) -> Tensors:
     stay apart, so that the rank is the sum of theirs. LoomError, beginning with `what`, where they cannot be put together."""
     if len(named.theirs) == 1 and not named.last_swapped:
         return given[0]
-    if not all({DOWN, UP} <= part.keys() <= {DOWN, UP, "alpha", "dora_scale"} for part in given.values()):
+    if not all({DOWN, UP} <= part.keys() <= {DOWN, UP, "alpha", SCALE} for part in given.values()):
         raise LoomError(f"{what} has {', '.join(sorted(set().union(*given.values())))} for parts of a layer: LoRA and DoRA can be put together; "
                         "choose such a file, or one that names the layer whole")
-    if len({"dora_scale" in given.get(i, {}) for i in range(len(named.theirs))}) > 1:
+    if len({SCALE in given.get(i, {}) for i in range(len(named.theirs))}) > 1:
         raise LoomError(f"{what} has a DoRA of {len(given)} of the {len(named.theirs)} parts of a layer: choose a file that has all of them")
     downs = {i: part[DOWN].float() for i, part in given.items()}
     ups = {i: part[UP].float() * (part["alpha"].item() / len(downs[i]) if "alpha" in part else 1.0) for i, part in given.items()}
@@ -50,5 +50,5 @@ def joined(given: dict[int, Tensors], named: Named, what: str) -> Tensors:
             up[start:start + row * share, column:column + len(downs[i])] = ups[i]
             column += 0 if shared else len(downs[i])
         start += row * share
-    magnitudes = {"dora_scale": torch.cat([given[i]["dora_scale"] for i in sorted(given)])} if "dora_scale" in given[first] else {}
-    return {DOWN: down, UP: _turned(up, one.shape[1], named), "alpha": torch.tensor(float(len(down))), **magnitudes}
+    magnitudes = {SCALE: torch.cat([given[i][SCALE] for i in sorted(given)])} if SCALE in given[first] else {}
+    return {DOWN: down, UP: turned(up, one.shape[1], named), "alpha": torch.tensor(float(len(down))), **magnitudes}

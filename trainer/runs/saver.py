@@ -66,10 +66,13 @@ class Saver:
                 self._resumable(state)
             else:
                 checkpoint.remove(self.run)
-        data, self.lora = self._bytes(state), self._tensors(state, whole=True)
+        data, self.lora = self._bytes(state), self._tensors(state, "diffusion_model")
         self.reserve.release()
         self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
         self._file("latest").unlink(missing_ok=True)
+        if self.config.adapter.algorithm == "dora":
+            with contextlib.suppress(OSError):
+                self._write_for_diffusers(state)
         self.hooks.event("saved", {"path": str(self.path), "steps": state.step})
 
     def take_up(self, state: State, written: tuple) -> None:
@@ -100,12 +103,24 @@ class Saver:
     def _file(self, kind: str) -> Path:
         return self.run / "checkpoints" / f"{self.config.output.name}_{kind}.safetensors"
 
-    def _tensors(self, state: State, whole: bool = False) -> dict[str, torch.Tensor]:
+    def _tensors(self, state: State, keys: str) -> dict[str, torch.Tensor]:
         with state.shown():
-            return export.state_dict(state.adapters, self.config, whole)
+            return export.state_dict(state.adapters, self.config, keys)
 
     def _bytes(self, state: State) -> bytes:
-        return export.to_bytes(self._tensors(state), export.metadata(self.model, self.dataset, self.config, state.step))
+        return export.to_bytes(self._tensors(state, self.model.family.keys), self._facts(state))
+
+    def _facts(self, state: State) -> dict[str, str]:
+        return export.metadata(self.model, self.dataset, self.config, state.step)
+
+    def _write_for_diffusers(self, state: State) -> None:
+        """A DoRA's second file, in a folder and under a name that diffusers' load_lora_weights takes as it is."""
+        with state.shown():
+            tensors = export.for_diffusers(state.adapters, self.config)
+        if tensors:
+            path = self.run / "diffusers" / "pytorch_lora_weights.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            store.write_whole(path, export.to_bytes(tensors, self._facts(state)))
 
 
 def _escaped(name: str) -> str:
