@@ -86,10 +86,11 @@ def test_comfy_api_has_one_door(path):
 
 
 # What each part of the trainer may import of the trainer; the arrows of the design, from top to bottom.
-BOTTOM = ("trainer.errors", "trainer.names", "trainer.devices", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families")
+BOTTOM = ("trainer.errors", "trainer.files", "trainer.names", "trainer.devices", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families")
 MIDDLE = ("trainer.loss", "trainer.optim", "trainer.adapters", "trainer.runs", "trainer.data")
 ARROWS = {
     "trainer/errors.py": (),
+    "trainer/files.py": (),
     "trainer/config.py": ("trainer.errors", "trainer.names"),
     "trainer/names.py": ("trainer.errors",),
     "trainer/devices.py": ("trainer.errors",),
@@ -108,8 +109,8 @@ ARROWS = {
     "trainer/attempts.py": (*BOTTOM, *MIDDLE, "trainer.loop", "trainer.objective", "trainer.state", "trainer.validation", "trainer.fitting",
                             "trainer.samples", "trainer.estimate"),
     "trainer/estimate.py": (*BOTTOM, "trainer.data", "trainer.objective", "trainer.optim", "trainer.state"),
-    "trainer/samples.py": (*BOTTOM, "trainer.adapters", "trainer.data", "trainer.runs.store", "trainer.runs.logs", "trainer.state"),
-    "trainer/presets/": (*BOTTOM, "trainer.runs.store", "trainer.yaml_text"),
+    "trainer/samples.py": (*BOTTOM, "trainer.adapters", "trainer.data", "trainer.runs.logs", "trainer.state"),
+    "trainer/presets/": (*BOTTOM, "trainer.yaml_text"),
     "trainer/data/": (*BOTTOM, "trainer.data"),
     "trainer/captioners/": (*BOTTOM, "trainer.data", "trainer.captioners"),
     "trainer/runs/": (*BOTTOM, "trainer.runs", "trainer.adapters", "trainer.data", "trainer.state"),

@@ -20,6 +20,7 @@ from .data.buckets import bucket_for
 from .data.folder import Dataset
 from .devices import slow_in_bf16, threads
 from .errors import LoomError
+from .files import write_whole
 from .hooks import Hooks, Progress
 from .names import check_name
 from .objective import noise_levels
@@ -147,8 +148,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     try:
         run = Path(runs_folder) / resume if resume else store.new_run(Path(runs_folder), config.output.name)
         (run / "checkpoints").mkdir(exist_ok=True)
-        store.write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
-        store.write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config, model.device)}\n".encode())
+        write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
+        write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config, model.device)}\n".encode())
         log = logs.Log(run, log_dir, len(written[1]["history"]) if written else 0)
         hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config, model.device)})
         saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, _facts(dataset, model))

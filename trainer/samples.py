@@ -20,8 +20,9 @@ from .config import SampleConfig
 from .data.batches import Encoded
 from .data.folder import Dataset
 from .errors import LoomError
+from .files import write_whole
 from .hooks import Hooks, Progress
-from .runs import logs, store
+from .runs import logs
 from .state import State
 
 
@@ -109,6 +110,6 @@ class Samples:
         image.save(data, "PNG", pnginfo=facts)
         path = self.run / "samples" / f"step{step:06d}_{number}.png"
         path.parent.mkdir(exist_ok=True)
-        store.write_whole(path, data.getvalue())
+        write_whole(path, data.getvalue())
         self.log.picture(f"samples/{number}", pixels, step)
         return path

@@ -15,8 +15,8 @@ import yaml
 from ..backbones.families import FAMILIES
 from ..config import LoomConfig
 from ..errors import LoomError
+from ..files import write_whole
 from ..names import check_name
-from ..runs.store import write_whole
 from ..yaml_text import mapping, text_of
 
 FOLDER = Path(__file__).parent

@@ -12,7 +12,7 @@ import torch
 
 from ..config import LoomConfig
 from ..errors import LoomError
-from . import store
+from ..files import write_whole
 
 FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
@@ -22,7 +22,7 @@ FREE = {("train", "steps"), ("train", "epochs"), ("train", "gradient_checkpointi
 
 def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
     """Raises OSError where it cannot be written; the one before stays then."""
-    store.write_whole(run / FILE, safetensors.torch.save(tensors, {_KEY: json.dumps(facts)}))
+    write_whole(run / FILE, safetensors.torch.save(tensors, {_KEY: json.dumps(facts)}))
 
 
 @torch.inference_mode(False)  # the optimizer goes on with these tensors

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ..files import write_whole
 from ..hooks import Progress
-from .store import write_whole
 
 _log = logging.getLogger("lora_loom")
 _CURVES = ("loss", "smoothed_loss", "learning_rate", "grad_norm", "validation_loss")

@@ -14,6 +14,7 @@ from ..backbones.protocol import TrainableModel
 from ..config import LoomConfig
 from ..data.folder import Dataset
 from ..errors import LoomError
+from ..files import write_whole
 from ..hooks import Hooks, Progress
 from ..state import State
 from . import checkpoint, export, logs, store
@@ -81,7 +82,7 @@ class Saver:
 
     def _save(self, state: State, kind: str, resume: bool = True) -> None:
         try:
-            store.write_whole(self._file(kind), self._bytes(state))
+            write_whole(self._file(kind), self._bytes(state))
             if resume:
                 self._resumable(state)
                 self._saved = time.monotonic()
@@ -120,7 +121,7 @@ class Saver:
         if tensors:
             path = self.run / "diffusers" / "pytorch_lora_weights.safetensors"
             path.parent.mkdir(exist_ok=True)
-            store.write_whole(path, export.to_bytes(tensors, self._facts(state)))
+            write_whole(path, export.to_bytes(tensors, self._facts(state)))
 
 
 def _escaped(name: str) -> str:

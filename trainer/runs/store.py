@@ -9,43 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import LoomError
-
-
-@contextlib.contextmanager
-def _written(folder: Path, data: bytes) -> Iterator[str]:
-    """The name of a temporary file in `folder` that holds `data`, synced; gone after it unless it was renamed."""
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        yield temporary
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside `path`, sync, rename: a crash leaves the old file or the new one, never half."""
-    with _written(path.parent, data) as temporary:
-        os.replace(temporary, path)
+from ..files import temporary
 
 
 def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
     """Write `data` as stem + suffix, or stem_2, stem_3 … : a file that exists is never overwritten. Returns the path."""
-    with _written(folder, data) as temporary:
+    with temporary(folder, data) as written:
         for name in _numbered(stem):
             path = folder / f"{name}{suffix}"
             try:
-                os.link(temporary, path)  # fails where the name is taken, also by a run beside ours
+                os.link(written, path)  # fails where the name is taken, also by a run beside ours
             except FileExistsError:
                 continue
             except OSError:  # a file system without hard links
                 if path.exists():
                     continue
-                os.rename(temporary, path)
+                os.rename(written, path)
             return path
 
 
