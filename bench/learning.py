@@ -33,7 +33,8 @@ def case(**parts: dict[str, Any]) -> LoomConfig:
 
 CASES: dict[str, LoomConfig] = {
     "the demo": case(),
-    "adamw8bit, rank 64": case(adapter={"rank": 64, "alpha": 64.0}, optim={"optimizer": "adamw8bit"}),  # it keeps smaller tensors in 32 bits
+    # of rank 64: it keeps smaller tensors in 32 bits
+    "adamw8bit, rank 64": case(adapter={"rank": 64, "alpha": 64.0}, optim={"optimizer": "adamw8bit", "learning_rate": 1e-3}),
     "adafactor": case(optim={"optimizer": "adafactor"}),
     "lion": case(optim={"optimizer": "lion", "learning_rate": 3e-4}),
     "prodigy": case(optim={"optimizer": "prodigy", "learning_rate": 1.0, "scheduler": "constant", "warmup_steps": 0}),

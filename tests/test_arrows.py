@@ -114,7 +114,7 @@ ARROWS = {
     "trainer/data/": (*BOTTOM, "trainer.data"),
     "trainer/captioners/": (*BOTTOM, "trainer.data", "trainer.captioners"),
     "trainer/runs/": (*BOTTOM, "trainer.runs", "trainer.adapters", "trainer.data", "trainer.state"),
-    "trainer/yaml_config.py": (*BOTTOM, "trainer.presets", "trainer.yaml_text", "trainer.yaml_values"),
+    "trainer/yaml_config.py": (*BOTTOM, "trainer.presets", "trainer.yaml_text", "trainer.yaml_values", "trainer.data.augment"),
     "trainer/yaml_text.py": ("trainer.errors",),
     "trainer/yaml_values.py": (*BOTTOM, "trainer.presets", "trainer.data.captions", "trainer.data.masks"),
     "trainer/backbones/protocol.py": ("trainer.backbones.families", "trainer.errors"),

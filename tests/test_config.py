@@ -15,6 +15,7 @@ CHANGED = LoomConfig().replace(
           "multires_noise_iterations": 3, "input_perturbation": 0.1, "timestep_sampling": "mode", "logit_mean": 1.0, "logit_std": 2.0, "mode_scale": 0.5,
           "timestep_shift": "constant", "shift": 2.0, "unmasked_weight": 0.5,
           "min_snr_gamma": 0.0, "noise_offset": 0.1, "caption_dropout": 0.5, "preservation": 2.0, "preservation_words": ("dog", "cat")},
+    data={"shuffle_tags": True, "keep_tokens": 2, "tag_dropout": 0.2, "caption_variants": 5, "cache": False},
     train={"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "bf16",
            "gradient_checkpointing": True, "seed": 2**64 - 1, "validation_steps": 5, "validation_split": 0.25},
     output={"name": "织机 v1.0", "save_steps": 10, "keep_checkpoints": 2, "save_minutes": 2.5, "save_dtype": "fp32"},
@@ -117,7 +118,7 @@ def test_every_limited_field_has_a_bad_value_above():
 
 
 @pytest.mark.parametrize("tree, parts", [
-    ({"adaptor": {}}, ["'adaptor'", "did you mean 'adapter'?", "adapter, optim, loss, train, output"]),
+    ({"adaptor": {}}, ["'adaptor'", "did you mean 'adapter'?", "adapter, optim, loss, data, train, output"]),
     ({"adapter": {"rnak": 1}}, ["'rnak'", "did you mean 'rank'?"]),
     ({"adapter": {"rank": "x"}}, ["adapter.rank is 'x'", "whole number"]),
     ({"adapter": 3}, ["adapter is 3", "mapping"]),

@@ -201,7 +201,8 @@ def test_folder_names(tmp_path: Path) -> None:
     picture(tmp_path / "plain_dog" / "b.png")
     auto = read_dataset(tmp_path, **SMALL)
     assert captions(auto) == {"10_black_cat/a.png": "black cat", "plain_dog/b.png": ""} and auto.caption_source == "folder name"
-    assert any("10_black_cat" in w and "repeats" in w for w in auto.warnings)
+    assert [p.repeats for p in auto.pictures] == [10, 1] and "2 pictures x 1 repeats x those of their folders = 11 per epoch" in auto.report()
+    assert [p.repeats for p in read_dataset(tmp_path, caption_source="none", **SMALL).pictures] == [1, 1]
     assert captions(read_dataset(tmp_path, caption_source="folder name", **SMALL))["plain_dog/b.png"] == "plain dog"
     assert captions(read_dataset(tmp_path / "10_black_cat", **SMALL)) == {"a.png": "black cat"}
 
@@ -329,7 +330,8 @@ def test_fingerprint(cats: Path) -> None:
 # ---------------------------------------------------------------- masks
 
 def test_masks_from_files_and_from_transparency(tmp_path: Path) -> None:
-    from lora_loom.trainer.data.batches import _mask
+    from lora_loom.trainer.data.augment import View
+    from lora_loom.trainer.data.encoding import latent_mask
 
     for name in ("a", "b", "c"):
         Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
@@ -344,14 +346,14 @@ def test_masks_from_files_and_from_transparency(tmp_path: Path) -> None:
 
     files = read_dataset(tmp_path, masks="files", resolution=64, min_size=32)
     assert [p.name for p in files.pictures] == ["a.png", "b.png", "c.png", "d.png"]  # masks are no pictures
-    weights = {p.name: _mask(p, (64, 64), (8, 8))[0] for p in files.pictures}
+    weights = {p.name: latent_mask(p, View(), (64, 64), (8, 8))[0] for p in files.pictures}
     assert weights["a.png"][:, :4].min() > 0.95 and weights["a.png"][:, 4:].max() < 0.05
     assert weights["b.png"][:3].min() > 0.9 and weights["b.png"][5:].max() < 0.1
     assert weights["c.png"].min() == weights["d.png"].min() == 1
     assert any("2 of 4 pictures have no mask and count whole: c.png, d.png" in w for w in files.warnings)
 
     alpha = read_dataset(tmp_path, masks="alpha", resolution=64, min_size=32)
-    shown = {p.name: _mask(p, (64, 64), (8, 8))[0] for p in alpha.pictures}
+    shown = {p.name: latent_mask(p, View(), (64, 64), (8, 8))[0] for p in alpha.pictures}
     assert shown["d.png"][:1].min() > 0.9 and shown["d.png"][3:].max() < 0.05 and shown["a.png"].min() == 1
     plain = read_dataset(tmp_path, resolution=64, min_size=32)
     assert any("2 masks are there and not used" in w for w in plain.warnings)

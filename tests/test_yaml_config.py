@@ -10,6 +10,7 @@ import yaml
 from lora_loom.trainer import config as config_module
 from lora_loom.trainer import presets
 from lora_loom.trainer.config import LoomConfig
+from lora_loom.trainer.data.augment import Augmentation
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.yaml_config import KEYS, describe, load_job
 
@@ -50,6 +51,21 @@ trigger_word: 织机
 repeats: 5
 flip: true
 buckets: false
+more_resolutions: [512, 1024]
+upscale: true
+augment_flip: 0.5
+random_crop: 0.1
+rotation: 5
+brightness: 0.2
+contrast: 0.25
+hue: 30
+augment_variants: 6
+augment_seed: 3
+shuffle_caption: true
+keep_tokens: 2
+tag_dropout: 0.1
+caption_variants: 4
+cache: false
 output_dir: results
 output_name: my_织机
 save_steps: 50
@@ -131,7 +147,8 @@ def test_every_key_arrives(folder):
     assert job.resume == "old_run"
     assert (job.output_dir, job.log_dir, job.device) == (folder / "results", folder / "logs", "cpu")
     assert job.dataset == {"resolution": 768, "min_size": 256, "caption_source": "metadata", "trigger_word": "织机",
-                           "repeats": 5, "flip": True, "buckets": False, "masks": "alpha"}
+                           "repeats": 5, "flip": True, "buckets": False, "masks": "alpha", "more_resolutions": (512, 1024), "upscale": True,
+                           "augment": Augmentation(0.5, 0.1, 5.0, 0.2, 0.25, 30.0, 6, 3)}
     assert job.config.to_dict() == {
         "adapter": {"algorithm": "dora", "rank": 8, "alpha": 4.0, "dropout": 0.1, "module_dropout": 0.2, "targets": "attention+ff", "target_modules": [],
                     "train_text_encoder": True, "init_lora": str(folder / "old.safetensors")},
@@ -140,6 +157,7 @@ def test_every_key_arrives(folder):
         "loss": {"weighting": "debiased", "p2_gamma": 2.0, "loss_type": "huber", "huber_c": 0.2, "huber_schedule": "exponential", "multires_noise_discount": 0.3,
                  "multires_noise_iterations": 4, "input_perturbation": 0.1, "timestep_sampling": "logit_normal", "logit_mean": -0.5, "logit_std": 0.8,
                  "mode_scale": 1.0, "timestep_shift": "constant", "shift": 2.5, "unmasked_weight": 0.2, "min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2, "preservation": 1.5, "preservation_words": ["mug", "cup"]},
+        "data": {"shuffle_tags": True, "keep_tokens": 2, "tag_dropout": 0.1, "caption_variants": 4, "cache": False},
         "train": {"steps": 0, "epochs": 7, "batch_size": 2, "gradient_accumulation_steps": 3, "precision": "bf16",
                   "gradient_checkpointing": True, "seed": 42, "validation_steps": 100, "validation_split": 0.2},
         "samples": {"sample_steps": 25, "sample_prompts": ["a mug", "一只杯子"], "sample_negative": "blurry", "sample_seed": 9, "sample_cfg": 4.0},
@@ -151,7 +169,7 @@ def test_the_table_points_at_fields_that_exist():
     tree = LoomConfig().to_dict()
     for key in KEYS:
         owner, name = key.where.split(".")
-        assert owner in ("run", "dataset") or name in tree[owner], key
+        assert owner in ("run", "dataset") or name in (tree.get(owner) or vars(Augmentation())), key
     assert len({key.name for key in KEYS}) == len({key.where for key in KEYS}) == len(KEYS)
 
 

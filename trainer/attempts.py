@@ -13,8 +13,10 @@ from . import estimate, loop
 from .adapters import Adapter, adapted
 from .backbones.protocol import TrainableModel
 from .config import LoomConfig
-from .data.batches import batches, encode
-from .data.folder import Dataset
+from .data.batches import batches
+from .data.cache import Cache
+from .data.dataset import Dataset
+from .data.encoding import encode
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
@@ -25,6 +27,7 @@ from .samples import Samples
 from .state import State, Written
 from .validation import TIMES, Validation
 
+CACHE = ".cache"  # below the folder of the runs, none of which can be called so
 _log = logging.getLogger("lora_loom")
 
 
@@ -40,8 +43,11 @@ class Attempts:
         self.changes: list[str] = []
         live_text = config.adapter.train_text_encoder
         words = config.loss.preservation_words if config.loss.preservation else None
-        self.encoded = encode(model, dataset, live_text, self._encoding, preserve=words)
-        self.checked = encode(model, held, live_text, self._encoding) if held else self.encoded
+        cache = Cache(saver.run.parent / CACHE if config.data.cache else None)
+        self.encoded = encode(model, dataset, live_text, self._encoding, words, config.data, config.train.seed, cache)
+        self.checked = encode(model, held, live_text, self._encoding, cache=cache) if held else self.encoded
+        cache.tidy()
+        _log.info("%d pictures and captions encoded, %d taken from the cache", cache.made, cache.found)
         self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded) if config.samples.sample_steps else None
         model.release_encoders(text_encoders=not live_text)
 
@@ -144,7 +150,7 @@ class Attempts:
         rows = -(-min(self.config.train.batch_size, len(self.encoded)) // fitting.split)
         if self.config.loss.preservation and fitting.together:
             rows *= 2
-        return (rows, *max((tuple(z.shape) for z in self.encoded.latents), key=math.prod))
+        return (rows, *max((row.shape for row in self.encoded.rows), key=math.prod))
 
     def _kept(self) -> str:
         return f" What was learned in {self.state.step} steps is saved as {self.saver.path.name}" if self.saver.path else ""

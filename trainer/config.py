@@ -183,6 +183,22 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """What becomes of pictures and captions on their way to a batch, beside what the dataset itself says."""
+
+    shuffle_tags: bool = False
+    keep_tokens: int = 1  # tags at a caption's beginning that stay there; those with the trigger word always do
+    tag_dropout: float = 0.0  # the share of the other tags that is left out
+    caption_variants: int = 10  # how many wordings of a caption there are where tags are shuffled or dropped: each is encoded once
+    cache: bool = True  # keep what the encoders have made, for the next run on the same pictures
+
+    def validate(self) -> None:
+        _limit("LoRAConfig", "keep_tokens", self.keep_tokens, 0, 100)
+        _limit("LoRAConfig", "tag_dropout", self.tag_dropout, 0, 1)
+        _limit("LoRAConfig", "caption_variants", self.caption_variants, 1, 100)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How long, how large, in which precision. `steps` counts optimizer steps; `epochs` is used where steps is 0."""
 
@@ -256,6 +272,7 @@ class LoomConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)

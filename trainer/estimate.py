@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import optim
 from .backbones.protocol import Batch
 from .config import LoomConfig
-from .data.batches import Encoded
+from .data.batches import Encoded, Row
 from .hooks import Hooks, Progress
 from .objective import Objective
 from .state import State
@@ -75,14 +75,14 @@ class Memory:
 
 def memory(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, split: int) -> Memory:
     """Asked in two small sizes and drawn out to the largest, for what autograd keeps grows with the picture's area."""
-    latents = max(encoded.latents, key=lambda z: z.shape[-2] * z.shape[-1])
-    rows, area = -(-min(config.train.batch_size, len(encoded)) // split), latents.shape[-2] * latents.shape[-1]
+    largest = max(encoded.rows, key=lambda row: row.shape[-2] * row.shape[-1])
+    rows, area = -(-min(config.train.batch_size, len(encoded)) // split), largest.shape[-2] * largest.shape[-1]
     trained = sum(p.numel() * p.element_size() for p in state.parameters)
     optimizer, (base, free) = trained + optim.kept_bytes(config.optim, trained // 4), objective.model.memory()
     found: dict[int, int] = {}
     try:
-        for size in _smaller(tuple(latents.shape[-2:]), max(1, objective.model.family.size_multiple // objective.model.family.cell)):
-            found[size[0] * size[1]] = peak(objective, _corner(encoded, latents, size), state)
+        for size in _smaller(tuple(largest.shape[-2:]), max(1, objective.model.family.size_multiple // objective.model.family.cell)):
+            found[size[0] * size[1]] = peak(objective, _corner(encoded, largest, size), state)
     except torch.OutOfMemoryError:  # not even these fit
         return Memory(base, trained, optimizer, (free or 0) + 1, free or 0)
     (small, least), (large, most) = min(found.items()), max(found.items())
@@ -130,11 +130,9 @@ def _smaller(full: tuple[int, int], unit: int) -> list[tuple[int, int]]:
     return sorted({tuple(fitted(side, share) for side in full) for share in (0.25, 0.5)})
 
 
-def _corner(encoded: Encoded, latents: torch.Tensor, size: tuple[int, int]) -> Batch:
-    row = next(i for i, z in enumerate(encoded.latents) if z is latents)
-    caption = encoded.captions[row]
-    preserved = None if encoded.preserved is None else [encoded.preserved[caption][0]]
-    batch = encoded.batch([row], [caption], preserved)
+def _corner(encoded: Encoded, row: Row, size: tuple[int, int]) -> Batch:
+    preserved = None if encoded.preserved is None else [encoded.preserved[row.caption][0]]
+    batch = encoded.batch([next(i for i, other in enumerate(encoded.rows) if other is row)], [row.caption], preserved)
     cut = lambda t: None if t is None else t[..., :size[0], :size[1]].contiguous()
     return replace(batch, latents=cut(batch.latents), masks=cut(batch.masks))
 

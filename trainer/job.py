@@ -4,6 +4,7 @@ A model comes in from the caller; nothing here knows which backbone is behind it
 """
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from .backbones.families import Family
 from .backbones.protocol import TrainableModel
 from .config import LoomConfig, LossConfig, parse_target
 from .data.batches import epoch_length
-from .data.buckets import bucket_for
-from .data.folder import Dataset
+from .data.checked import read_whole
+from .data.dataset import Dataset
 from .devices import slow_in_bf16, threads
 from .errors import LoomError
 from .files import write_whole
@@ -46,18 +47,20 @@ class Result:
     samples: list[Path]  # the newest, one a prompt; empty where none were asked for
 
 
+def _rows(dataset: Dataset, family: Family) -> tuple[list[tuple[int, int]], list[int]]:
+    """((width, height), repeats) of every picture at every size that it is trained at, mirrored ones too."""
+    rows = [(size, dataset.repeats * p.repeats) for p in dataset.pictures for size in dataset.sizes(p, family.size_multiple) for _ in range(1 + dataset.flip)]
+    return [size for size, _ in rows], [repeats for _, repeats in rows]
+
+
 def buckets(dataset: Dataset, family: Family) -> dict[tuple[int, int], int]:
     """{(width, height) in pixels: pictures}, largest first."""
-    counts: dict[tuple[int, int], int] = {}
-    for picture in dataset.pictures:
-        size = bucket_for(picture.width, picture.height, dataset.resolution, family.size_multiple, dataset.buckets)
-        counts[size] = counts.get(size, 0) + (2 if dataset.flip else 1)
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+    return dict(Counter(_rows(dataset, family)[0]).most_common())
 
 
 def steps_per_epoch(dataset: Dataset, config: LoomConfig, family: Family) -> int:
-    shapes = [size for size, count in buckets(dataset, family).items() for _ in range(count)]
-    micro = epoch_length(len(shapes), dataset.repeats, shapes, config.train.batch_size)
+    shapes, repeats = _rows(dataset, family)
+    micro = epoch_length(repeats, shapes, config.train.batch_size)
     return max(1, -(-micro // config.train.gradient_accumulation_steps))
 
 
@@ -96,7 +99,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.dev
     return "\n".join([
         f"{family.title}: {config.adapter.algorithm} rank {config.adapter.rank} alpha {config.adapter.alpha:g} on "
         f"{', '.join(config.adapter.target_modules) or config.adapter.targets}{' and text encoders' if config.adapter.train_text_encoder else ''}",
-        f"{len(dataset.pictures)} pictures x {dataset.repeats} repeats{' + mirrored' if dataset.flip else ''} in buckets "
+        f"{len(dataset.pictures)} pictures, {dataset.per_epoch} with repeats{' + mirrored' if dataset.flip else ''}, in buckets "
         + ", ".join(f"{w}x{h}: {n}" for (w, h), n in buckets(dataset, family).items()),
         f"{total} steps of {config.train.batch_size} x {config.train.gradient_accumulation_steps} pictures, {each} steps an epoch, "
         f"{total / each:.1f} epochs: each picture is seen about {seen:.0f} times",
@@ -139,6 +142,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     """
     hooks = hooks or Hooks()
     check(dataset, config)
+    if not all(picture.digest for picture in dataset.pictures):  # listed alone: what is broken must not be met in the middle
+        dataset = read_whole(dataset, hooks.poll)
     first = _going_on(model, config, init_lora)
     training, held = _divided(dataset, config)
     steps = total_steps(training, config, model.family)

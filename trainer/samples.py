@@ -18,7 +18,7 @@ from .adapters import evaluating
 from .backbones.protocol import TrainableModel
 from .config import SampleConfig
 from .data.batches import Encoded
-from .data.folder import Dataset
+from .data.dataset import Dataset
 from .errors import LoomError
 from .files import write_whole
 from .hooks import Hooks, Progress
@@ -54,7 +54,7 @@ class Samples:
 
     def shaped(self, encoded: Encoded) -> Samples:
         """As most of the pictures are."""
-        self.shape = Counter(tuple(z.shape) for z in encoded.latents).most_common(1)[0][0]
+        self.shape = Counter(row.shape for row in encoded.rows).most_common(1)[0][0]
         return self
 
     @property

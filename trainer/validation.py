@@ -11,7 +11,7 @@ from .adapters import evaluating
 from .backbones.protocol import Batch
 from .config import LossConfig
 from .data.batches import Encoded
-from .data.folder import Dataset
+from .data.dataset import Dataset
 from .objective import Objective
 
 TIMES = 4  # of each picture, spread evenly over the noise levels
@@ -25,7 +25,7 @@ def divided(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset
     shuffled = sorted(range(len(dataset.pictures)), key=lambda i: hashlib.sha256(f"{seed}:{dataset.pictures[i].digest}:{i}".encode()).digest())
     held = set(shuffled[:count])
     parts = [tuple(p for i, p in enumerate(dataset.pictures) if (i in held) == out) for out in (False, True)]
-    return replace(dataset, pictures=parts[0]), replace(dataset, pictures=parts[1], flip=False, repeats=1)
+    return replace(dataset, pictures=parts[0]), replace(dataset, pictures=parts[1], flip=False, augment=None)
 
 
 class Validation:
@@ -46,11 +46,11 @@ class Validation:
     def _batches(self) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Every picture TIMES times, with its times u (B,) in 0..1."""
         groups: dict[tuple[int, ...], list[int]] = {}
-        for index, latents in enumerate(self.encoded.latents):
-            groups.setdefault(tuple(latents.shape), []).append(index)
+        for index, row in enumerate(self.encoded.rows):
+            groups.setdefault(row.shape, []).append(index)
         for rows in groups.values():
             for start in range(0, len(rows), self.batch_size):
                 part = rows[start:start + self.batch_size]
-                batch = self.encoded.batch(part, [self.encoded.captions[i] for i in part])
+                batch = self.encoded.batch(part, [self.encoded.rows[i].caption for i in part])
                 for number in range(TIMES):
                     yield batch, torch.tensor([(number + (i + 0.5) / len(self.encoded)) / TIMES for i in part])

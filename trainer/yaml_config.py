@@ -16,6 +16,7 @@ import yaml
 from . import presets
 from .backbones.families import Family
 from .config import TARGETS, LoomConfig, coerce
+from .data.augment import Augmentation
 from .errors import LoomError
 from .yaml_text import mapping, text_of
 from .yaml_values import CHECKS, SPELLINGS, find_base_model, path_of, preset_of, targets_of
@@ -92,6 +93,21 @@ KEYS = (
     Key("repeats", "dataset.repeats", "how often a picture counts in an epoch", 1),
     Key("flip", "dataset.flip", "mirror pictures at random", False),
     Key("buckets", "dataset.buckets", "keep aspect ratios", True),
+    Key("more_resolutions", "dataset.more_resolutions", "a list of further resolutions, at which large enough pictures are trained too", ()),
+    Key("upscale", "dataset.upscale", "enlarge pictures that are smaller than their bucket", False),
+    Key("augment_flip", "augment.flip", "share of a picture's variants that are mirrored", 0.0),
+    Key("random_crop", "augment.crop", "up to this share of each side is cut away, anywhere; at most 0.5", 0.0),
+    Key("rotation", "augment.rotation", "degrees to either side, at most 15", 0.0),
+    Key("brightness", "augment.brightness", "a factor of 1 plus or minus this", 0.0),
+    Key("contrast", "augment.contrast", "a factor of 1 plus or minus this", 0.0),
+    Key("hue", "augment.hue", "degrees around the colour circle to either side", 0.0),
+    Key("augment_variants", "augment.variants", "of each picture, where anything of the six is not 0; the first is the picture as it is", 4),
+    Key("augment_seed", "augment.seed", "of the variants", 0),
+    Key("shuffle_tags", "data.shuffle_tags", "shuffle what commas part in captions"),
+    Key("keep_tokens", "data.keep_tokens", "so many tags at the beginning stay in their place"),
+    Key("tag_dropout", "data.tag_dropout", "share of the other tags left out"),
+    Key("caption_variants", "data.caption_variants", "wordings of each caption, where tags are shuffled or dropped"),
+    Key("cache", "data.cache", "keep encoded pictures and captions for the next run"),
     Key("masks", "dataset.masks", "train on the subject alone: alpha (transparency), files (cat-masklabel.png, masks/cat.png) or none", "none"),
     Key("sample_steps", "samples.sample_steps", "draw sample pictures every so many steps into the run's folder; 0 switches them off"),
     Key("sample_prompts", "samples.sample_prompts", "a list of prompts for them; the captions of the first two pictures where not given"),
@@ -109,7 +125,8 @@ KEYS = (
     Key("device", "run.device", "auto, cpu or cuda", "auto"),
     Key("task_type", "run.task_type", "text-to-image, the only task here", "text-to-image"),
 )
-ALIASES = {"lr_scheduler": "scheduler", "sample_every_n_steps": "sample_steps"}
+ALIASES = {"shuffle_caption": "shuffle_tags", "caption_tag_dropout_rate": "tag_dropout", "cache_latents_to_disk": "cache",
+           "lr_scheduler": "scheduler", "sample_every_n_steps": "sample_steps"}
 _TABLE = {key.name: key for key in KEYS}
 
 
@@ -156,7 +173,8 @@ def describe(job: Job) -> str:
     lines = {}
     for key in KEYS:
         owner, name = key.where.split(".")
-        value = (job.dataset if owner == "dataset" else run if owner == "run" else tree[owner])[name]
+        owners = {"dataset": job.dataset, "augment": vars(job.dataset["augment"] or Augmentation()), "run": run}
+        value = (owners.get(owner) or tree[owner])[name]
         if value in (None, "") and (owner == "run" or key.kind == "lora") or value == 0 and name in ("steps", "epochs"):
             continue
         lines[key.name] = str(value) if isinstance(value, Path) else value
@@ -198,6 +216,10 @@ def _value(key: Key, written: Any, folder: Path) -> Any:
             path = path_of(value, folder, key.kind)
             return path if key.where.startswith("run.") else str(path)
         owner, name = key.where.split(".")
+        if owner == "augment":
+            value = coerce(key.name, value, key.default)
+            Augmentation(**{name: value}).check()
+            return value
         if owner in ("run", "dataset"):
             return CHECKS.get(key.name, lambda v: v)(coerce(key.name, value, key.default))
         if key.name == "lora_target_modules":
@@ -217,7 +239,7 @@ def in_keys(message: str) -> str:
     """The trainer's message with the keys of the YAML where it names the canvas's inputs."""
     inputs = {where.split(".")[1]: name for name, where in ((k.name, k.where) for k in KEYS)} | {"targets": "lora_target_modules"}
     message = re.sub(r"^(\w+)(?= )", lambda word: inputs.get(word[0], word[0]), message)
-    return re.sub(r"\b(?:LoadDataset|LoRAConfig|TrainLoRA)\.(\w+)", lambda place: inputs.get(place[1], place[1]), message)
+    return re.sub(r"\b(?:LoadDataset|AugmentDataset|LoRAConfig|TrainLoRA)\.(\w+)", lambda place: inputs.get(place[1], place[1]), message)
 
 
 def keys_table() -> str:
@@ -233,7 +255,9 @@ def _word(value: Any) -> str:
 
 
 def _dataset(values: dict[str, Any], family: Family) -> dict[str, Any]:
-    options = {k.where.split(".")[1]: values.get(k.name, k.default) for k in KEYS if k.where.startswith("dataset.")}
+    options, augment = ({k.where.split(".")[1]: values.get(k.name, k.default) for k in KEYS if k.where.startswith(owner)}
+                        for owner in ("dataset.", "augment."))
+    options["augment"] = Augmentation(**augment) if augment != vars(Augmentation()) else None
     if "resolution" not in values:
         options["resolution"] = family.resolution
     if "min_size" not in values:
@@ -252,7 +276,7 @@ def _config(values: dict[str, Any], preset: str | Path, family: Family) -> tuple
     tree: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         owner, field_name = _TABLE[name].where.split(".")
-        if owner not in ("run", "dataset"):
+        if owner not in ("run", "dataset", "augment"):
             tree.setdefault(owner, {}).update(value if name == "lora_target_modules" else {field_name: value})
     train, notes = tree.get("train", {}), []
     if train.get("epochs"):

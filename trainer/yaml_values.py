@@ -127,6 +127,10 @@ def _between(low: int, high: int):
     return check
 
 
+def _resolutions(values: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(_between(64, 4096)(coerce("it", value, 512)) for value in values)
+
+
 def preset_of(name: str) -> str:
     try:
         if name:
@@ -145,6 +149,7 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {  # lora-scripts and its kin write
     "save_precision": lambda v: {"float": "fp32"}.get(_lower(v), _lower(v)),
 }
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "resolution": _between(64, 4096), "min_size": _between(0, 65536), "repeats": _between(1, 1000),  # as read_dataset
+    "resolution": _between(64, 4096), "min_size": _between(0, 65536), "repeats": _between(1, 1000),  # as list_dataset
+    "more_resolutions": _resolutions,
     "caption_source": _one_of(*SOURCES), "masks": _one_of(*MASKS), "task_type": _one_of("text-to-image"), "device": check_device,
 }

@@ -23,6 +23,7 @@ import torch.utils.checkpoint
 from ..errors import LoomError
 from .families import FAMILIES, Family
 from .frozen import replaced_forward, weights_on_demand
+from .identity import digest, tensors_in
 from .protocol import Batch, Conditioning, Weights, is_linear, join_contexts
 
 try:
@@ -217,6 +218,21 @@ class ComfyModel:
                                 "connect the VAE of the same checkpoint, or one of its family, to TrainLoRA.vae")
             latents = self.patcher.model.process_latent_in(latents.float()).cpu()
         return latents.clone()
+
+    def encoder_digests(self) -> tuple[str, str]:
+        kind = type(self.patcher.model.latent_format).__name__  # which scales what the VAE gives
+        return self._digest(self.vae.first_stage_model, getattr(self.vae, "patcher", None), kind, str(getattr(self.vae, "vae_dtype", ""))), \
+            self._digest(self.clip.cond_stage_model, self.clip.patcher, getattr(self.clip, "layer_idx", None), getattr(self.clip, "tokenizer_options", None))
+
+    def _digest(self, network: torch.nn.Module, patcher, *facts: object) -> str:
+        """Weights as they are without the LoRAs stacked on them, which may be in force or not, and those LoRAs."""
+        weights = dict(network.state_dict())
+        if not weights:
+            return ""
+        weights.update({name: getattr(kept, "weight", kept) for name, kept in getattr(patcher, "backup", {}).items()})
+        patches = getattr(patcher, "patches", {})
+        strengths = [(name, [(row[0], row[2]) for row in rows]) for name, rows in sorted(patches.items())]
+        return digest([*weights.items(), *tensors_in(patches)], self.family.id, strengths, *facts)
 
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         if torch.is_grad_enabled():  # in training: loaded already

@@ -11,6 +11,7 @@ from ..devices import best_device, free_memory
 from ..errors import LoomError
 from .diffusers_load import Parts, load_parts
 from .families import FAMILIES
+from .identity import digest
 from .protocol import Batch, Conditioning, Weights, join_contexts
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -76,6 +77,10 @@ class DiffusersModel:
             latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
             found.append(((latents - shift) * self.vae.config.scaling_factor).float().cpu())
         return torch.cat(found)
+
+    def encoder_digests(self) -> tuple[str, str]:
+        text = [(f"{i}.{name}", tensor) for i, encoder in enumerate(self.text_encoders) for name, tensor in encoder.state_dict().items()]
+        return digest(self.vae.state_dict().items(), "diffusers", self.family.id), digest(text, "diffusers", self.family.id)
 
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         return [self._encode(caption) for caption in captions]

@@ -78,6 +78,9 @@ class TrainableModel(Protocol):
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         """One Conditioning a caption; keeps the graph where gradients are enabled."""
 
+    def encoder_digests(self) -> tuple[str, str]:
+        """What `encode_images` and `encode_captions` give depends on this (and on what they are given); "" where nobody can tell."""
+
     def encode_prompts(self, prompts: list[str], as_captions: bool = False) -> list[Any]:
         """What `sample` takes for each: prompts as the host reads them, with its emphasis, or literally as captions are."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,31 +39,48 @@ def _sizes(side: int, multiple: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(sizes, key=lambda size: size[0] / size[1]))
 
 
-def bucket_for(width: int, height: int, resolution: int, multiple: int, buckets: bool) -> tuple[int, int]:
+def bucket_for(width: int, height: int, resolution: int, multiple: int, buckets: bool, upscale: bool = False) -> tuple[int, int]:
     """The (width, height) to train a picture at: the nearest aspect ratio by its logarithm, or a square without `buckets`.
 
-    A picture too small for that gets the largest smaller bucket that it covers without being enlarged. Only one that is
-    smaller than a single multiple is enlarged, to (multiple, multiple): no picture is dropped here.
+    A picture too small for that gets the largest smaller bucket that it covers without being enlarged, unless `upscale` asks for
+    that. Only one that is smaller than a single multiple is enlarged in any case, to (multiple, multiple): no picture is dropped here.
     """
     aspect = math.log(width / height)
     for side in range(_side(resolution, multiple), 0, -multiple):
         sizes = _sizes(side, multiple) if buckets else ((side, side),)
         best = min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - aspect), 9), -size[0] * size[1]))
-        if best[0] <= width and best[1] <= height:
+        if upscale or best[0] <= width and best[1] <= height:
             return best
     return multiple, multiple
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Sizes]:
-    """(`image` scaled to cover `size` = (width, height) and cropped to its centre, SDXL's six numbers for its time ids).
+def sizes_for(width: int, height: int, resolutions: tuple[int, ...], multiple: int, buckets: bool, upscale: bool = False) -> list[tuple[int, int]]:
+    """The bucket at each of the resolutions, each once: a picture too small for the larger ones has fewer."""
+    return list(dict.fromkeys(bucket_for(width, height, resolution, multiple, buckets, upscale) for resolution in resolutions))
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is taken of a picture: `zoom` of the largest window of the bucket's shape (1: all of it), and where in the room that
+    is left, 0 left or top to 1 right or bottom."""
+
+    zoom: float = 1.0
+    x: float = 0.5
+    y: float = 0.5
+
+
+def fit(image: Image.Image, size: tuple[int, int], window: Window = Window()) -> tuple[Image.Image, Sizes]:
+    """(`image` scaled to cover `size` = (width, height) and cropped, by default to its centre; SDXL's six numbers for its time ids).
 
     These are original height and width, crop top and left in pixels of the scaled picture, target height and width
-    (Podell et al. 2023, arXiv:2307.01952, section 2.2). `image` is RGB; Lanczos with antialiasing.
+    (Podell et al. 2023, arXiv:2307.01952, section 2.2). `image` is RGB; Lanczos with antialiasing. A window is never so
+    small that the picture would be enlarged for its sake.
     """
     width, height = size
     scale = max(width / image.width, height / image.height)
+    scale = max(scale, min(1.0, scale / window.zoom))
     scaled_width, scaled_height = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
+    left, top = int((scaled_width - width) * window.x), int((scaled_height - height) * window.y)
     # Scaling only what stays gives the same pixels, and a 20x30000 picture does not fill the memory first.
     x, y = image.width / scaled_width, image.height / scaled_height
     box = (left * x, top * y, min(image.width, (left + width) * x), min(image.height, (top + height) * y))

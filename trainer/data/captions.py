@@ -14,12 +14,13 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import LoomError
 
-SOURCES = ("auto", "metadata", "sidecar", "folder name", "none")
+SOURCES = ("auto", "metadata", "sidecar", "embedded", "folder name", "none")
 METADATA = ("metadata.csv", "metadata.jsonl")
 SIDECARS = (".txt", ".caption")
 NAME_COLUMNS = ("filename", "file_name")
 CAPTION_COLUMNS = ("prompt", "text", "caption")
-KOHYA = re.compile(r"\d+_(.*\S.*)", re.DOTALL)  # kohya-ss/sd-scripts names folders <repeats>_<class words>
+MOST_REPEATS = 1000
+KOHYA = re.compile(r"(\d+)_(.*\S.*)", re.DOTALL)  # kohya-ss/sd-scripts names folders <repeats>_<class words>
 
 
 def listed(names: list[str], most: int = 10) -> str:
@@ -160,18 +161,30 @@ def from_sidecars(files: dict[str, Path], names: list[str]) -> tuple[dict[str, s
     return found, tuple(dict.fromkeys(warnings))
 
 
-def from_folder_names(folder: Path, names: list[str], kohya_only: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+def from_folder_names(folder: Path, names: list[str], kohya_only: bool) -> dict[str, str]:
     """Captions from the nearest folder called 10_black_cat: "black cat". Without `kohya_only`, else from the picture's own folder."""
-    found, numbered = {}, []
+    found = {}
     for name in names:
-        parents = [part for part in reversed(PurePosixPath(name).parts[:-1])] + [folder.name]
-        match = next((m for m in map(KOHYA.fullmatch, parents) if m), None)
-        words = match.group(1) if match else "" if kohya_only else parents[0]
+        match, own = _kohya(folder, name)
+        words = match.group(2) if match else "" if kohya_only else own
         if words.replace("_", " ").strip():
             found[name] = " ".join(words.replace("_", " ").split())
-        if match:
-            numbered.append(match.group(0))
-    numbered = list(dict.fromkeys(numbered))
-    if numbered:
-        return found, (f"the number in front of {listed(numbered)} gives no repeats here: set LoadDataset.repeats",)
-    return found, ()
+    return found
+
+
+def folder_repeats(folder: Path, names: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """({name: how often it counts}, warnings) by the nearest folder called 10_black_cat, as kohya's trainers read it."""
+    found, odd = {}, {}
+    for name in names:
+        match, _ = _kohya(folder, name)
+        if match and 1 <= int(match.group(1)[:9]) <= MOST_REPEATS:
+            found[name] = int(match.group(1))
+        elif match:
+            odd[match.group(0)] = None
+    return found, (f"the number in front of {listed(list(odd))} is not between 1 and {MOST_REPEATS} and gives no repeats",) if odd else ()
+
+
+def _kohya(folder: Path, name: str) -> tuple[re.Match[str] | None, str]:
+    """(the match of the nearest folder of that kind, the name of the picture's own folder)"""
+    parents = [part for part in reversed(PurePosixPath(name).parts[:-1])] + [folder.name]
+    return next((m for m in map(KOHYA.fullmatch, parents) if m), None), parents[0]

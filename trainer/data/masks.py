@@ -25,18 +25,15 @@ def mask_files(names: list[str]) -> dict[str, str]:
     return found
 
 
-def find_mask(masks: str, files: dict[str, Path], name: str, file: str | None, digest: str) -> tuple[Path | None, str]:
-    """(path, sha256) of the picture's mask; (None, "") where it has none. Raises what Pillow raises."""
-    if masks == "alpha" and open_mask(files[name], True) is not None:
-        return files[name], digest
-    if masks == "files" and file is not None:
-        open_mask(files[file], False)
-        return files[file], hashlib.sha256(files[file].read_bytes()).hexdigest()
-    return None, ""
+def checked_mask(mask: Path | None, picture: Path, digest: str) -> tuple[Path | None, str]:
+    """(path, sha256) of the mask that may be there, read whole; (None, "") where there is none. Raises what Pillow raises.
+
+    `mask` is the picture itself where its transparency is meant; `digest` is the picture's."""
+    if mask is None or open_mask(mask, alpha=mask == picture) is None:
+        return None, ""
+    return mask, digest if mask == picture else hashlib.sha256(mask.read_bytes()).hexdigest()
 
 
-def without_masks(names: list[str], total: int, masks: str, there: int) -> tuple[str, ...]:
-    """Warnings: `names` of `total` pictures have no mask; `there` mask files lie in the folder."""
-    if masks == "none":
-        return (f"{there} masks are there and not used: set LoadDataset.masks to files",) if there else ()
+def without_masks(names: list[str], total: int) -> tuple[str, ...]:
+    """A warning that `names` of `total` pictures have no mask."""
     return (f"{len(names)} of {total} pictures have no mask and count whole: {listed(names)}",) if names else ()

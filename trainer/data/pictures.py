@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import LoomError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 # Pillow tells formats by content: without this list an EPS called .png would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
+_ORIENTATION = 0x0112  # EXIF
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, kept also where another extension has switched it off
 
 
@@ -44,15 +46,35 @@ def _transparent(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
-def _upright(data: bytes) -> Image.Image:
+def header(path: str | Path) -> tuple[int, int, dict[str, object]]:
+    """(width, height, Pillow's `info`) of the picture, turned upright by its EXIF; no pixel is decoded. Raises whatever Pillow raises."""
+    with strict_pillow(), _opened(path) as image:
+        try:  # getexif would decode a PNG, whose EXIF is in `info` already
+            exif = Image.Exif() if image.format == "PNG" else image.getexif()
+            if image.format == "PNG" and "exif" in image.info:
+                exif.load(image.info["exif"])
+            turned = exif.get(_ORIENTATION) in (5, 6, 7, 8)
+        except Exception:  # a damaged EXIF block says nothing about the pixels
+            turned = False
+        return (image.height, image.width, image.info) if turned else (image.width, image.height, image.info)
+
+
+def _opened(source: str | Path | io.BytesIO) -> Image.Image:
+    """The file by its content alone, not too large, not decoded yet."""
     Image.init()
-    with _strict_pillow(), Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width}x{image.height} is above {MAX_PIXELS} pixels: make it smaller")
+    image = Image.open(source, formats=[f for f in FORMATS if f in Image.OPEN])
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} is above {MAX_PIXELS} pixels: make it smaller")
+    return image
+
+
+def _upright(data: bytes) -> Image.Image:
+    with strict_pillow(), _opened(io.BytesIO(data)) as image:
         image.load()
         try:
             return ImageOps.exif_transpose(image)
-        except Exception:  # a damaged EXIF block says nothing about the pixels
+        except Exception:  # as above
             return image.copy()
 
 
@@ -66,17 +88,29 @@ def reason(name: str, error: Exception) -> str:
     return f"broken ({str(error) or type(error).__name__})"
 
 
+_strictness = contextlib.ExitStack()
+_strict, _strict_lock = 0, threading.Lock()
+
+
 @contextlib.contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Truncated files are errors, also where another extension has told Pillow to pad them; large files are ours to refuse."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
+def strict_pillow() -> Iterator[None]:
+    """Truncated files are errors, also where another extension has told Pillow to pad them; large files are ours to refuse.
+    Pillow's switches are everyone's: several threads may be inside, the first in sets them, the last out puts them back."""
+    global _strict
+    with _strict_lock:
+        if not _strict:
+            _strictness.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            yield
+            _strictness.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _strict += 1
+    try:
+        yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        with _strict_lock:
+            _strict -= 1
+            if not _strict:
+                _strictness.close()
 
 
 def _rgb(image: Image.Image) -> Image.Image:

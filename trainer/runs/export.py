@@ -16,7 +16,7 @@ import torch
 from ..adapters import Adapter
 from ..backbones.protocol import TrainableModel
 from ..config import LoomConfig
-from ..data.folder import Dataset
+from ..data.dataset import Dataset
 from .parts import DOWN, SCALE, UP, divided, turned
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -89,7 +89,7 @@ def metadata(model: TrainableModel, dataset: Dataset, config: LoomConfig, steps:
         "ss_v2": str(model.family.id == "sd2"), "ss_network_module": "networks.lora", "ss_network_dim": adapter.rank,
         "ss_network_alpha": f"{adapter.alpha:g}", "ss_network_dropout": f"{adapter.dropout:g}",
         "ss_network_args": json.dumps({"algo": adapter.algorithm, "targets": list(adapter.target_modules) or adapter.targets}),
-        "ss_steps": steps, "ss_max_train_steps": train.steps or steps, "ss_num_train_images": len(dataset.pictures) * dataset.repeats,
+        "ss_steps": steps, "ss_max_train_steps": train.steps or steps, "ss_num_train_images": dataset.per_epoch,
         "ss_total_batch_size": train.batch_size * train.gradient_accumulation_steps, "ss_gradient_accumulation_steps": train.gradient_accumulation_steps,
         "ss_learning_rate": f"{optim.learning_rate:g}", "ss_unet_lr": f"{optim.learning_rate:g}",
         "ss_text_encoder_lr": f"{optim.text_encoder_lr:g}" if adapter.train_text_encoder else "None",

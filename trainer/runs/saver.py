@@ -12,7 +12,7 @@ import torch
 
 from ..backbones.protocol import TrainableModel
 from ..config import LoomConfig
-from ..data.folder import Dataset
+from ..data.dataset import Dataset
 from ..errors import LoomError
 from ..files import write_whole
 from ..hooks import Hooks, Progress
