@@ -5,14 +5,15 @@ import torch
 from server import PromptServer
 
 from ..trainer.data import folder as reading
-from ..trainer.data.buckets import bucket_for, fit, to_tensor
+from ..trainer.data.augment import View
+from ..trainer.data.buckets import to_tensor
+from ..trainer.data.captions import SOURCES
 from ..trainer.data.masks import MASKS
 from ..trainer.data.pictures import open_picture
 from ..trainer.errors import LoomError
 from . import events, folders
 from .schema import Dataset, io, output, schema, widget
 
-SOURCES = ["auto", "metadata", "sidecar", "folder name", "none"]
 _SHOWN = 200  # pictures in the `images` output: more would not fit in memory
 _BYTES = 512 * 2**20  # and no more than this
 _same: dict[str, str] = {}  # fingerprint of a folder -> what stands for it in graphs that caption it
@@ -50,8 +51,9 @@ class LoadDataset(io.ComfyNode):
                        tooltip="Pictures are trained at about this many pixels squared: 512 for SD1.5, 1024 for SDXL, Flux and the like, 64 for the toy base."),
                 widget(io.Int, "min_size", default=512, min=1, max=8192,
                        tooltip="Pictures whose shorter side is smaller are left out, and reported."),
-                widget(io.Combo, "caption_source", options=SOURCES, default="auto",
-                       tooltip="auto: metadata.csv, else metadata.jsonl, else .txt beside each picture, else a folder name such as 10_cat."),
+                widget(io.Combo, "caption_source", options=list(SOURCES), default="auto",
+                       tooltip="auto: metadata.csv, else metadata.jsonl, else .txt beside each picture, else the prompt that ComfyUI or A1111 wrote into it, "
+                               "else a folder name such as 10_cat, whose number also gives repeats."),
                 widget(io.String, "trigger_word", default="",
                        tooltip="Put in front of every caption that lacks it; write it in your prompts to call the LoRA."),
                 widget(io.Int, "repeats", default=1, min=1, max=1000,
@@ -61,6 +63,10 @@ class LoadDataset(io.ComfyNode):
                        tooltip="Keep aspect ratios by training each picture in the bucket nearest to its shape. Off: square crops."),
                 widget(io.Combo, "masks", options=list(MASKS), default="none", optional=True, advanced=True,
                        tooltip="Train on the subject alone. alpha: by the pictures' transparency; files: cat-masklabel.png or masks/cat.png, white counts."),
+                widget(io.String, "more_resolutions", default="", optional=True, advanced=True, placeholder="768, 1024",
+                       tooltip="Further resolutions, with commas: each picture is also trained at those that it is large enough for."),
+                widget(io.Boolean, "upscale", default=False, optional=True, advanced=True,
+                       tooltip="Enlarge pictures that are smaller than the resolution, instead of training them at their own size."),
             ],
             outputs=[output(Dataset, "dataset"), output(io.Image, "images", is_output_list=True), output(io.String, "report")],
             hidden=[io.Hidden.unique_id],
@@ -80,24 +86,39 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     @events.errors_shown
-    def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none") -> io.NodeOutput:
+    def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none",
+                more_resolutions="", upscale=False) -> io.NodeOutput:
         found = reading.read_dataset(
             folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
-            repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", poll=events.interrupted)
-        shown = _images(found)
+            repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", more_resolutions=resolutions(more_resolutions), upscale=bool(upscale),
+            poll=events.interrupted, progress=events.bar(cls.hidden.unique_id), index=folders.cache() / "pictures")
+        shown = images(found)
         report = found.report() + (f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else "")
         events.show(cls.hidden.unique_id, report)
         return io.NodeOutput(found, shown, report)
 
 
-def _images(found: reading.Dataset) -> list[torch.Tensor]:
-    """The pictures as the buckets crop them, each (1, H, W, 3) in 0..1; the first 200, or fewer where they are large."""
+def resolutions(text: str) -> tuple[int, ...]:
+    """Numbers with commas. LoomError for anything else."""
+    try:
+        return tuple(int(part) for part in str(text or "").replace("\uff0c", ",").split(",") if part.strip())
+    except ValueError:
+        raise LoomError(f"more_resolutions {text!r} is no list of numbers: LoadDataset.more_resolutions takes resolutions with commas, "
+                        "such as 768, 1024") from None
+
+
+def images(found: reading.Dataset) -> list[torch.Tensor]:
+    """The pictures as they are trained on, each (1, H, W, 3) in 0..1: variants one after the other; the first 200, or fewer where
+    they are large."""
     shown, room = [], _BYTES
-    for picture in found.pictures[:_SHOWN]:
+    varied = found.augment.variants if found.augment and found.augment.active else 1
+    for picture in found.pictures[:-(-_SHOWN // varied)]:
         events.interrupted()
-        size = bucket_for(picture.width, picture.height, found.resolution, 16, found.buckets)
-        room -= size[0] * size[1] * 12
-        if room < 0 and shown:
-            break
-        shown.append(to_tensor(fit(open_picture(picture.path), size)[0]).movedim(0, -1)[None])
-    return shown
+        image, size = open_picture(picture.path), found.sizes(picture, 16)[0]
+        for number in range(varied):
+            room -= size[0] * size[1] * 12
+            if room < 0 and shown:
+                return shown
+            view = found.augment.view(picture.digest, number) if found.augment else View()
+            shown.append(to_tensor(view.of(image, size)[0]).movedim(0, -1)[None])
+    return shown[:_SHOWN]

@@ -31,6 +31,18 @@ def show(node_id: Any, text: str) -> None:
         server.send_progress_text(text, str(node_id))
 
 
+def bar(node_id: Any) -> Callable[[int, int], None]:
+    """`progress(done, total)` as the node's progress bar."""
+    made: list[Any] = []
+
+    def progress(done: int, total: int) -> None:
+        if not made:
+            made.append(comfy.utils.ProgressBar(total, node_id=node_id))
+        made[0].update_absolute(done, total)
+
+    return progress
+
+
 def verdict(check: Callable[[Any], Any], value: Any) -> bool | str:
     """What validate_inputs answers: True, or why `check` refuses the value. None stands for a linked input, which execute checks."""
     try:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from . import folders, routes
+from .augment import AugmentDataset
 from .caption import AutoCaption
 from .config import LoRAConfig
 from .dataset import LoadDataset
@@ -16,4 +17,4 @@ class LoraLoom(ComfyExtension):
         folders.register()  # not in on_load, which 0.3.64 never calls
         folders.bring_example()
         routes.register()
-        return [LoadDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]
+        return [LoadDataset, AugmentDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]

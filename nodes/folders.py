@@ -11,6 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..trainer import presets
+from ..trainer.data.cache import FOLDER
 from ..trainer.errors import LoomError
 from ..trainer.runs import checkpoint
 
@@ -77,6 +78,10 @@ def lora_names() -> list[str]:
 
 def runs() -> Path:
     return Path(folder_paths.get_output_directory(), "lora_loom")
+
+
+def cache() -> Path:
+    return runs() / FOLDER
 
 
 def shown(pictures: list[Path]) -> dict | None:

@@ -14,7 +14,7 @@ from .adapters import Adapter, adapted
 from .backbones.protocol import TrainableModel
 from .config import LoomConfig
 from .data.batches import batches
-from .data.cache import Cache
+from .data.cache import FOLDER, Cache
 from .data.dataset import Dataset
 from .data.encoding import encode
 from .errors import LoomError
@@ -27,7 +27,6 @@ from .samples import Samples
 from .state import State, Written
 from .validation import TIMES, Validation
 
-CACHE = ".cache"  # below the folder of the runs, none of which can be called so
 _log = logging.getLogger("lora_loom")
 
 
@@ -43,7 +42,7 @@ class Attempts:
         self.changes: list[str] = []
         live_text = config.adapter.train_text_encoder
         words = config.loss.preservation_words if config.loss.preservation else None
-        cache = Cache(saver.run.parent / CACHE if config.data.cache else None)
+        cache = Cache(saver.run.parent / FOLDER if config.data.cache else None)
         self.encoded = encode(model, dataset, live_text, self._encoding, words, config.data, config.train.seed, cache)
         self.checked = encode(model, held, live_text, self._encoding, cache=cache) if held else self.encoded
         cache.tidy()

@@ -91,7 +91,7 @@ KEYS = (
     Key("caption_source", "dataset.caption_source", "auto, metadata, sidecar, folder name or none", "auto"),
     Key("trigger_word", "dataset.trigger_word", "put before every caption", ""),
     Key("repeats", "dataset.repeats", "how often a picture counts in an epoch", 1),
-    Key("flip", "dataset.flip", "mirror pictures at random", False),
+    Key("flip", "dataset.flip", "train on the mirror images too", False),
     Key("buckets", "dataset.buckets", "keep aspect ratios", True),
     Key("more_resolutions", "dataset.more_resolutions", "a list of further resolutions, at which large enough pictures are trained too", ()),
     Key("upscale", "dataset.upscale", "enlarge pictures that are smaller than their bucket", False),

@@ -20,6 +20,7 @@ import torch
 from ..files import write_whole
 
 Tensors = dict[str, torch.Tensor]
+FOLDER = ".cache"  # below the folder of the runs, none of which can be called so
 KEPT = 2**30  # bytes of entries that one run holds in memory; the rest is read when it is needed
 UNUSED = 60 * 86_400  # seconds after which an entry that no run has asked for goes
 _FORMAT = 1  # of the entries, and of how pictures are processed
