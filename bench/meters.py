@@ -74,6 +74,33 @@ class Weights:
         return sum(found.values())
 
 
+class Peak:
+    """`bytes`: the most memory held inside, above what was held when it was entered or `restart`ed; sampled from a thread."""
+
+    def __enter__(self) -> Peak:
+        trim()
+        self.baseline = self.level = private_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def restart(self) -> None:
+        self.level = private_bytes()
+
+    @property
+    def bytes(self) -> int:
+        return self.level - self.baseline
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.level = max(self.level, private_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
 @dataclass
 class Meter:
     """A case's figures over all rounds. `tick` notes the steps; memory is sampled from a thread while the meter is entered."""
@@ -89,8 +116,8 @@ class Meter:
         now = time.perf_counter()
         if done == 0:
             trim()
-            now = time.perf_counter()
-            self._peak, self._began = private_bytes(), now
+            self._peak.restart()
+            self._began = time.perf_counter()
         elif done == 1:
             self.setup.append(now - self._began)
             if self.weights:
@@ -101,17 +128,9 @@ class Meter:
 
     def __enter__(self) -> Meter:
         tidy()
-        self._baseline = self._peak = private_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
+        self._peak = Peak().__enter__()
         return self
 
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            self._peak = max(self._peak, private_bytes())
-
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.peaks.append(self._peak - self._baseline)
+        self._peak.__exit__()
+        self.peaks.append(self._peak.bytes)
