@@ -97,7 +97,8 @@ def main() -> None:
     ratios = [b / a for a, b in zip(found["memory"], found["disk"])]
     about = f"**Data**, {count:,} JPEG pictures of 512x384 with a caption each; peak is memory above what the process held before"
     held, read = (statistics.median(found[name]) for name in ("memory", "disk"))
-    costs = (f"A step of the toy base at batch 4: {held:.1f} ms with everything in memory, {read:.1f} ms read from disk one batch ahead; ratio {statistics.median(ratios):.3f} (of six interleaved rounds: {min(ratios):.3f} to {max(ratios):.3f})")
+    costs = (f"A step of the toy base at batch 4: {held:.1f} ms with everything in memory, {read:.1f} ms read from disk one batch ahead; ratio "
+             f"{statistics.median(ratios):.3f} (of six interleaved rounds: {min(ratios):.3f} to {max(ratios):.3f})")
     write([*heading("python bench/data.py"), about, table(["what", "seconds", "pictures a second", "peak, MiB"], *rows), costs], given.write)
 
 

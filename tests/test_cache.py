@@ -19,6 +19,7 @@ from lora_loom.trainer.data.batches import Encoded, batches, epoch_length, order
 from lora_loom.trainer.data.cache import Cache, key
 from lora_loom.trainer.data.encoding import encode
 from lora_loom.trainer.data.folder import Dataset, read_dataset
+from lora_loom.trainer.errors import LoomError
 from PIL import Image
 
 COLOURS = ("red", "blue", "green", "purple", "yellow")
@@ -183,6 +184,20 @@ def test_entries_come_back_as_they_were_or_not_at_all(tmp_path_factory: pytest.T
         found = Cache(home).get(key(a=1))
         assert found is None or all(torch.equal(found.load()[k], v) for k, v in given_.items())
     assert Cache(home).get(key(a=2)) is None and key(a=1) != key(a=2) != key(b=2)
+
+
+def test_a_picture_that_changes_between_reading_and_encoding_is_named(model: backbone.DiffusersModel, pictures: Path, tmp_path: Path) -> None:
+    dataset = read(pictures)
+    Image.new("RGB", (64, 64), "black").save(dataset.pictures[1].path)
+    with pytest.raises(LoomError, match=f"{dataset.pictures[1].name} has changed since"):
+        encoded(model, dataset, Cache(tmp_path / "cache"))
+
+
+def test_an_entry_that_goes_away_is_named(tmp_path: Path) -> None:
+    stored = Cache(tmp_path, 0).put(key(n=1), {"x": torch.zeros(2)})
+    next(tmp_path.glob("*/*")).unlink()
+    with pytest.raises(LoomError, match="removed while the run needs it"):
+        stored.load()
 
 
 def test_what_nobody_asks_for_goes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from ..errors import LoomError
 from ..files import write_whole
 
 Tensors = dict[str, torch.Tensor]
@@ -49,8 +50,12 @@ class Stored:
         """fp32 as it was encoded; integers as they are."""
         if self._tensors is not None:
             return {name: _whole(t) for name, t in self._tensors.items()}
-        with safetensors.safe_open(str(self._path), "pt") as file:
-            return {name: _whole(file.get_tensor(name)) for name in file.keys()}
+        try:
+            with safetensors.safe_open(str(self._path), "pt") as file:
+                return {name: _whole(file.get_tensor(name)) for name in file.keys()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise LoomError(f"cache entry {self._path} can no longer be read ({error}): it was changed or removed while the run needs it; "
+                            "run again, and it is made anew") from error
 
 
 class Cache:

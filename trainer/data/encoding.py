@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 
 from ..backbones.protocol import TrainableModel
 from ..config import DataConfig
@@ -103,13 +105,21 @@ def _encode_pictures(model: TrainableModel, wanted: list[_Wanted], encoder: str,
             _place(one, stored, tuple(stored.load()["sizes"].tolist()))
             yield 1
             continue
-        image, sizes = one.view.of(open_picture(one.picture.path), one.size)
+        image, sizes = one.view.of(_as_listed(one.picture), one.size)
         group = waiting.setdefault(one.size, [])
         group.append((one, to_tensor(image), sizes))
         if len(group) == together:
             yield _encode_group(model, waiting.pop(one.size), encoder, cache)
     for group in waiting.values():
         yield _encode_group(model, group, encoder, cache)
+
+
+def _as_listed(picture: Picture) -> Image.Image:
+    """LoomError where the file is another by now: what the cache keeps would go by the old one's name."""
+    image = open_picture(picture.path)
+    if picture.digest and hashlib.sha256(picture.path.read_bytes()).hexdigest() != picture.digest:
+        raise LoomError(f"picture {picture.name} has changed since the folder was read: run again, LoadDataset will read it anew")
+    return image
 
 
 def _encode_group(model: TrainableModel, group: list[tuple[_Wanted, torch.Tensor, Sizes]], encoder: str, cache: Cache) -> int:
