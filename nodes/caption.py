@@ -10,6 +10,7 @@ from ..trainer.captioners.options import CaptionOptions
 from ..trainer.captioners.vision_llm import INSTRUCTION
 from ..trainer.captioners.wording import EXISTING, Wording, parse_ban, parse_replace
 from ..trainer.data.folder import fingerprint
+from ..trainer.errors import LoomError
 from . import dataset as dataset_node
 from . import events, folders
 from .schema import NONE, Dataset, io, output, schema, widget
@@ -104,6 +105,9 @@ def _loader(method: str, model: str, clip, options: CaptionOptions):
     """What loads the captioner, after ComfyUI has made room for it."""
     if method == "vision_llm" and clip is not None:
         return lambda: clip_socket.load(clip, options)
+    if (method, model) == ("vision_llm", NONE):
+        raise LoomError(f"model is {NONE} and no CLIP is connected: connect one that reads pictures and writes text to AutoCaption.clip, or put "
+                        f"{methods.METHODS[method].wants} into models/{methods.METHODS[method].home}, refresh the page and choose it")
     path = methods.model_path(method, model, folders.caption_models())
     device = comfy.model_management.get_torch_device()
 
