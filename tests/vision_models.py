@@ -22,7 +22,7 @@ def tokenizer(special: tuple[str, ...], **settings):
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.decoder = decoders.Metaspace(replacement=" ")
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", additional_special_tokens=list(special), **settings)
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", model_input_names=["input_ids", "attention_mask"], additional_special_tokens=list(special), **settings)
 
 
 def _randomly(model):

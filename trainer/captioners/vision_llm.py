@@ -52,6 +52,7 @@ class Writer:
 
     def close(self) -> None:
         self.model.to("meta")
+        self.model = None  # some modules keep tensors that `to` does not know
 
 
 class _Polls:
@@ -128,7 +129,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", options: CaptionO
                         "or take an export that transformers knows by itself")
     family = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
     local = {"local_files_only": True, "trust_remote_code": False}
-    dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    dtype = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
     try:
         processor = transformers.AutoProcessor.from_pretrained(str(folder), **local)
         model, info = family.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True, **{dtype: _dtype(device)}, **local)
