@@ -45,7 +45,7 @@ class AutoCaption(io.ComfyNode):
                        tooltip="Also write the captions to the folder. What was there is kept as .bak."),
                 widget(io.Clip, "clip", optional=True,
                        tooltip="For vision_llm, in place of a model: a CLIP that reads pictures and writes text, such as Qwen3-VL or Gemma."),
-                widget(io.String, "instruction", default="", multiline=True, optional=True, placeholder=INSTRUCTION,
+                widget(io.String, "instruction", default="", multiline=True, optional=True, placeholder=f"instruction for vision_llm: {INSTRUCTION}",
                        tooltip="For vision_llm: what to write. Florence-2 takes <CAPTION>, <DETAILED_CAPTION> or <MORE_DETAILED_CAPTION>; BLIP the beginning "
                                "of the caption. Empty: the model's own way."),
                 widget(io.Int, "max_length", default=_OPTIONS.max_length, min=1, max=4096, **rare,
