@@ -128,7 +128,7 @@ def _timm(folder: Path, tags: int, device: torch.device) -> tuple[torch.nn.Modul
         tree = json.loads((folder / "config.json").read_text("utf-8-sig"))
         name, settings, arguments = tree["architecture"], dict(tree.get("pretrained_cfg") or {}), tree.get("model_args") or {}
         settings["num_classes"] = tree.get("num_classes", settings.get("num_classes", tags))
-        if not timm.is_model(name):  # a name such as hf-hub:… would be looked for on the network
+        if not timm.is_model(name):  # a name such as hf-hub:name would be looked for on the network
             raise ValueError(f"{name!r} is no architecture of this timm")
         model = timm.create_model(name, pretrained=False, pretrained_cfg=settings, **arguments)
         _counted(model.num_classes, tags, folder.name)
