@@ -67,6 +67,18 @@ def errors_shown(execute: Callable) -> Callable:
     return shown
 
 
+def counter(node_id: Any, words: str) -> Callable[[int, int], None]:
+    """A progress(done, total) that moves the node's bar and says `words done/total` in it."""
+    bar: list[Any] = []
+
+    def progress(done: int, total: int) -> None:
+        bar[:] = bar or [comfy.utils.ProgressBar(total, node_id=node_id)]
+        bar[0].update_absolute(done, total)
+        show(node_id, f"{words} {done}/{total}")
+
+    return progress
+
+
 def strip(paths: list[Path], height: int = 256) -> Image.Image:
     """The pictures side by side, for a node's preview."""
     images = [Image.open(path).convert("RGB") for path in paths[:4]]

@@ -17,14 +17,15 @@ from ..trainer.runs import checkpoint
 
 EXAMPLE = "lora_loom_stars"  # the twenty pictures that the example workflow trains on
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_CAPTIONERS = ("open_clip", "captioners", "LLM")  # LLM is where other packs keep vision-language models too
 _DEPTH = 3
 _MOST = 2000
 _log = logging.getLogger("lora_loom")
 
 
 def register() -> None:
-    """Folders that users may put in extra_model_paths.yaml: `datasets` and `open_clip`; and theirs for presets."""
-    for kind in ("datasets", "open_clip"):
+    """Folders that users may put in extra_model_paths.yaml: `datasets`, and those of the captioning models; and theirs for presets."""
+    for kind in ("datasets", *_CAPTIONERS):
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
     presets.add_folder(Path(folder_paths.get_user_directory(), "lora_loom", "presets"))
 
@@ -131,5 +132,6 @@ def dataset(name: str) -> Path:
     raise LoomError(f"folder {name!r} is not there: {rule}; copy it there, or choose another")
 
 
-def clip_folders() -> list[Path]:
-    return [Path(p) for p in folder_paths.get_folder_paths("open_clip")]
+def caption_models() -> list[Path]:
+    """Where captioning models lie; every method looks in all of them."""
+    return [Path(path) for kind in _CAPTIONERS for path in folder_paths.get_folder_paths(kind)]

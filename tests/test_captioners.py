@@ -4,12 +4,16 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from lora_loom.trainer.captioners import captioning, clip_tags
-from lora_loom.trainer.captioners.captioning import caption_dataset, parse_labels, save_captions
+from lora_loom.trainer.captioners import captioning, clip_tags, methods, open_clip_files
+from lora_loom.trainer.captioners.captioning import caption_dataset, save_captions
+from lora_loom.trainer.captioners.labels import Group
+from lora_loom.trainer.captioners.options import CaptionOptions
+from lora_loom.trainer.captioners.wording import Wording
 from lora_loom.trainer.data.folder import Dataset, open_picture, read_dataset
 from lora_loom.trainer.errors import LoomError
 from PIL import Image
@@ -63,57 +67,67 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 class Words:
-    """A captioner that needs no model: the label whose position is the number of the call."""
+    """A captioner that needs no model: the labels from the position on that is the number of the call."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, labels: list[str] = LABELS) -> None:
+        self.labels, self.calls = labels, 0
 
-    def tags(self, image: Image.Image, labels: list[str], max_tags: int, threshold: float) -> list[str]:
+    def caption(self, image: Image.Image, poll: object = None) -> list[tuple[str, float]]:
         assert image.mode == "RGB"
         self.calls += 1
-        return labels[self.calls - 1:][:max_tags]
+        return [(label, 1.0) for label in self.labels[self.calls - 1:]]
 
 
 def texts(dataset: Dataset) -> dict[str, str]:
     return {p.name: p.caption for p in dataset.pictures}
 
 
-def test_rank_equals_open_clip(model: Path, offline: None) -> None:
+def test_groups_equal_open_clip_and_torch(model: Path, offline: None) -> None:
+    """Each group's probabilities are torch's softmax over its own labels of what open_clip itself says."""
     import open_clip
 
     if not hasattr(open_clip.factory, "parse_model_name"):
         pytest.skip("this open_clip reads no local folders, so it is no reference")
-    images = [Image.fromarray(data.chelsea()), Image.fromarray(data.coffee()), Image.fromarray(data.camera())]
-    tagger = clip_tags.load(model)
-    ranked = tagger.rank(images, LABELS)
+    tagger = clip_tags.load(model, options=CaptionOptions(labels="animal: cat, dog, bird\nred, blue\nplace max=1 threshold=0: beach, coffee shop, space station",
+                                                         group_max_tags=2, group_threshold=0.3))
     reference, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{model}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{model}")
-    with torch.no_grad():
-        pixels = torch.stack([preprocess(image) for image in images])
-        prompts = [tokenize([template.format(label) for template in clip_tags.TEMPLATES]) for label in LABELS]
-        text = torch.stack([reference.encode_text(tokens, normalize=True).mean(0) for tokens in prompts])
-        expected = (100 * reference.encode_image(pixels, normalize=True) @ torch.nn.functional.normalize(text, dim=-1).T).softmax(-1)
-    assert ranked.shape == (3, 4) and torch.allclose(ranked, expected, atol=1e-5)
-    assert torch.allclose(ranked.sum(-1), torch.ones(3), atol=1e-5)
-    order = [LABELS[i] for i in expected[0].argsort(descending=True)]
-    assert tagger.tags(images[0], LABELS, max_tags=2, threshold=0) == order[:2]
-    assert tagger.tags(images[0], LABELS, threshold=1.1) == []
-    assert tagger.rank([], LABELS).shape == (0, 4)
-    with pytest.raises(LoomError, match="labels is empty"):
-        tagger.rank(images, [])
+    for picture in (data.chelsea(), data.coffee(), data.camera()):
+        image = Image.fromarray(picture)
+        ranked, wanted = tagger.rank(image), []
+        assert [len(part) for part in ranked] == [3, 2, 3]
+        with torch.no_grad():
+            seen = reference.encode_image(preprocess(image)[None], normalize=True)
+            for group, part in zip(tagger.groups, ranked, strict=True):
+                prompts = [tokenize([template.format(label) for template in clip_tags.TEMPLATES]) for label in group.labels]
+                text = torch.stack([reference.encode_text(tokens, normalize=True).mean(0) for tokens in prompts])
+                expected = (100 * seen @ torch.nn.functional.normalize(text, dim=-1).T).softmax(-1)[0]
+                torch.testing.assert_close(part, expected, atol=1e-5, rtol=0)
+                order = sorted(range(len(expected)), key=lambda i: -part[i])
+                fitting = [(group.labels[i], part[i].item()) for i in order if part[i] >= (0.3 if group.threshold is None else group.threshold)]
+                wanted += fitting[:group.most or 2]
+        assert tagger.caption(image) == wanted and len(wanted) >= 3
+    assert clip_tags.load(model, options=CaptionOptions(labels="a, b, c", group_threshold=1.0)).caption(image) == []
+
+
+def test_empty_labels_are_the_lists_that_come_along(model: Path) -> None:
+    tagger = clip_tags.load(model)
+    assert [group.name for group in tagger.groups] == ["medium", "style", "subject", "light", "palette", "composition"]
+    image = Image.fromarray(data.coffee())
+    assert all(part.sum().item() == pytest.approx(1, abs=1e-4) for part in tagger.rank(image)) and sum(map(len, tagger.rank(image))) > 400
 
 
 def test_file_named_after_its_architecture(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, offline: None) -> None:
     import open_clip
 
-    assert set(clip_tags.architectures()) == set(open_clip.list_models())
+    assert set(open_clip_files.architectures()) == set(open_clip.list_models())
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(MODEL))
-    real = clip_tags.architectures()
-    monkeypatch.setattr(clip_tags, "architectures", lambda: {**real, "ViT-B-32": config})  # the real one weighs 600 MB
+    real = open_clip_files.architectures()
+    monkeypatch.setattr(open_clip_files, "architectures", lambda: {**real, "ViT-B-32": config})  # the real one weighs 600 MB
     file = tmp_path / "ViT-B-32.safetensors"
     file.write_bytes((model / "open_clip_model.safetensors").read_bytes())
-    assert clip_tags.load(file).rank([Image.fromarray(data.coffee())], LABELS).shape == (1, 4)
+    assert clip_tags.load(file, options=CaptionOptions(labels="a, b")).rank(Image.fromarray(data.coffee()))[0].shape == (2,)
 
 
 def test_tokenizer_from_the_model_folder(tmp_path: Path, offline: None) -> None:
@@ -124,9 +138,9 @@ def test_tokenizer_from_the_model_folder(tmp_path: Path, offline: None) -> None:
     (home / "tokenizer.json").write_text(json.dumps(tokens))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     (home / "tokenizer_config.json").write_text(json.dumps(settings))
-    tagger = clip_tags.load(home)
-    assert tagger.tokenizer(["a photo of cat"])[0, :6].tolist() == [1, 2, 3, 4, 0, 0]
-    assert tagger.rank([Image.fromarray(data.coffee())], LABELS).shape == (1, 4)
+    tagger = clip_tags.load(home, options=CaptionOptions(labels="cat, a photo"))
+    assert tagger.clip.tokenizer(["a photo of cat"])[0, :6].tolist() == [1, 2, 3, 4, 0, 0]
+    assert tagger.rank(Image.fromarray(data.coffee()))[0].shape == (2,)
     (home / "tokenizer.json").write_text("{}")
     (home / "tokenizer_config.json").unlink()
     with pytest.raises(LoomError, match="tokenizer beside model"):
@@ -165,31 +179,67 @@ def test_pickles_and_strangers_are_refused(tmp_path: Path) -> None:
 
 
 def test_local_models(tmp_path: Path, model: Path) -> None:
-    folder = tmp_path / "clip"
+    folder = tmp_path / "open_clip"
     for name in ("ViT-B-32.safetensors", "clip_l.safetensors", "ViT-L-14.pt"):
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
     write_model(folder / "laion" / "tiny", weights="open_clip_pytorch_model.safetensors")
     folders = [folder, model.parent, tmp_path / "nowhere"]
-    assert clip_tags.local_models(folders) == ["laion/tiny", "tiny", "ViT-B-32.safetensors"]
-    assert clip_tags.model_path("tiny", folders) == model
-    assert clip_tags.load(clip_tags.model_path("laion/tiny", folders)).name == "tiny"
-    with pytest.raises(LoomError, match="found: laion/tiny, tiny, ViT-B-32.safetensors"):
-        clip_tags.model_path("../secret", folders)
+    assert methods.local_models(folders) == ["laion/tiny", "tiny", "ViT-B-32.safetensors"]
+    assert methods.model_path("clip_tags", "tiny", folders) == model
+    assert clip_tags.load(methods.model_path("clip_tags", "laion/tiny", folders)).groups
+    with pytest.raises(LoomError, match=r"'../secret' is not there.*ViT-B-32.safetensors\).*tmp.*open_clip .*huggingface.*found for clip_tags: laion/tiny, tiny, ViT-B-32"):
+        methods.model_path("clip_tags", "../secret", folders)
+    with pytest.raises(LoomError, match="'tiny' is for clip_tags, not for coca: coca takes an open_clip CoCa"):
+        methods.model_path("coca", "tiny", folders)
+    with pytest.raises(LoomError, match="method 'magic' is unknown"):
+        methods.model_path("magic", "tiny", folders)
 
 
-def test_parse_labels() -> None:
-    assert parse_labels("cat, black  dog\n# no, comment\n\n Cat ,,dog，鸟\r\n") == ["cat", "black dog", "dog", "鸟"]
-    for text in ("", " \n,, ", "# only a comment"):
-        with pytest.raises(LoomError, match="labels is empty"):
-            parse_labels(text)
+def test_nothing_of_the_model_is_left(dataset: Dataset, model: Path) -> None:
+    """Also where an error or a cancel ends it, and someone keeps the error."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def gone(poll: object = None, broken: bool = False) -> tuple[list[weakref.ref], BaseException | None]:
+        living: list[weakref.ref] = []
+
+        def load() -> clip_tags.Tagger:
+            tagger = clip_tags.load(model, options=CaptionOptions(labels="a, b"))
+            living.extend(weakref.ref(value) for value in (*tagger.clip.model.parameters(), *tagger.clip.model.buffers()))
+            if broken:
+                tagger.rank = None
+            return tagger
+
+        try:
+            with methods.opened(load) as tagger:
+                caption_dataset(dataset, tagger, Wording(existing="replace"), poll=poll)
+        except BaseException as error:
+            return living, error
+        return living, None
+
+    for ending, kind in (({}, type(None)), ({"poll": _raiser(Interrupt, 2)}, Interrupt), ({"broken": True}, TypeError)):
+        living, error = gone(**ending)
+        assert isinstance(error, kind) and len(living) > 10 and not any(ref() is not None for ref in living), kind
+
+
+def _raiser(kind: type[BaseException], call: int):
+    calls = []
+
+    def poll() -> None:
+        calls.append(1)
+        if len(calls) == call:
+            raise kind
+
+    return poll
 
 
 @pytest.mark.parametrize("existing,chelsea,calls", [
     ("keep", "a tabby cat", 2), ("replace", "pre, coffee, woman, post", 3), ("append", "pre, a tabby cat, coffee, woman, post", 3)])
 def test_existing_captions(dataset: Dataset, existing: str, chelsea: str, calls: int) -> None:
     words, steps, polls = Words(), [], []
-    captioned, report = caption_dataset(dataset, words, labels=LABELS, max_tags=2, prefix="pre, ", suffix="post", existing=existing,
+    captioned, report = caption_dataset(dataset, words, Wording("pre, ", "post", existing, 2),
                                         progress=lambda done, total: steps.append((done, total)), poll=lambda: polls.append(1))
     assert texts(captioned)["astronaut.png"] == "pre, cat, coffee, post" and texts(captioned)["chelsea.jpg"] == chelsea
     assert words.calls == calls and steps == [(1, 3), (2, 3), (3, 3)] and len(polls) == 3
@@ -197,23 +247,26 @@ def test_existing_captions(dataset: Dataset, existing: str, chelsea: str, calls:
 
 
 def test_append_twice_says_nothing_twice(dataset: Dataset) -> None:
-    once, _ = caption_dataset(dataset, Words(), labels=LABELS, prefix="pre", suffix="x, post", existing="append")
-    twice, _ = caption_dataset(once, Words(), labels=LABELS, prefix="pre", suffix="x, post", existing="append")
+    once, _ = caption_dataset(dataset, Words(), Wording("pre", "x, post", "append"))
+    twice, _ = caption_dataset(once, Words(), Wording("pre", "x, post", "append"))
     assert texts(once) == texts(twice)
 
 
 def test_real_tagger_fills_a_dataset(dataset: Dataset, model: Path, offline: None) -> None:
-    tagger = clip_tags.load(model)
-    captioned, report = caption_dataset(dataset, tagger, labels=LABELS, max_tags=2, threshold=0.0)
-    wanted = tagger.tags(open_picture(dataset.pictures[0].path), LABELS, 2, 0.0)
-    assert texts(captioned)["astronaut.png"] == ", ".join(wanted) and len(wanted) == 2 and "2 pictures captioned, 1 kept" in report
-    _, report = caption_dataset(dataset, tagger, labels=LABELS, threshold=1.1)
-    assert "no label fits 2 pictures" in report and "astronaut.png" in report
+    tagger = clip_tags.load(model, options=CaptionOptions(labels=", ".join(LABELS), group_threshold=0.0, group_max_tags=4))
+    captioned, report = caption_dataset(dataset, tagger, Wording(max_tags=2))
+    wanted = [label for label, _ in tagger.caption(open_picture(dataset.pictures[0].path))[:2]]
+    assert texts(captioned)["astronaut.png"] == ", ".join(wanted) and "2 pictures captioned, 1 kept" in report
+    assert "2 pictures have more tags than max_tags 2 lets through, up to 4" in report
+    tagger.groups = [Group("all", tuple(LABELS), threshold=1.0)]
+    captioned, report = caption_dataset(dataset, tagger, Wording(existing="replace"))
+    assert "nothing was found for 3 pictures" in report and "astronaut.png" in report
+    assert texts(captioned) == texts(dataset)  # a caption is not lost for nothing
 
 
 @pytest.mark.parametrize("save_as", ["metadata.csv", "sidecar .txt"])
 def test_saved_captions_are_read_again(dataset: Dataset, save_as: str) -> None:
-    captioned, report = caption_dataset(dataset, Words(), labels=['"red", blue'.replace(", ", " "), "é 鸟", "x"], existing="append", save_as=save_as)
+    captioned, report = caption_dataset(dataset, Words(['"red" blue', "é 鸟", "x"]), Wording(existing="append"), save_as=save_as)
     again = read_dataset(dataset.folder, min_size=64)
     assert texts(again) == texts(captioned) and again.digest() == captioned.digest() and "saved 3 captions" in report
     assert again.caption_source == ("sidecar" if save_as == "sidecar .txt" else save_as)
@@ -254,7 +307,7 @@ def test_interrupt_keeps_what_is_done(dataset: Dataset, save_as: str) -> None:
             raise Interrupt
 
     with pytest.raises(Interrupt):
-        caption_dataset(dataset, words, labels=LABELS, max_tags=1, existing="replace", save_as=save_as, poll=poll)
+        caption_dataset(dataset, words, Wording(existing="replace", max_tags=1), save_as=save_as, poll=poll)
     done = {} if save_as == "nothing" else {"astronaut.png": "cat", "chelsea.jpg": "coffee"}
     assert texts(read_dataset(dataset.folder, min_size=64)) == {"astronaut.png": "", "chelsea.jpg": "a tabby cat", "sub/咖啡.png": "", **done}
 
@@ -273,13 +326,12 @@ def test_failed_write_leaves_the_old_file(dataset: Dataset, monkeypatch: pytest.
 
 
 def test_bad_choices(dataset: Dataset) -> None:
-    for change, words in (({"existing": "merge"}, "existing 'merge'"), ({"save_as": "txt"}, "save_as 'txt'"), ({"max_tags": 0}, "max_tags 0")):
-        with pytest.raises(LoomError, match=words):
-            caption_dataset(dataset, Words(), labels=LABELS, **change)
+    with pytest.raises(LoomError, match="save_as 'txt'"):
+        caption_dataset(dataset, Words(), save_as="txt")
     Image.fromarray(data.coffee()).save(dataset.folder / "chelsea.png")
     words = Words()
     with pytest.raises(LoomError, match="chelsea.jpg and chelsea.png would share"):
-        caption_dataset(read_dataset(dataset.folder, min_size=64), words, labels=LABELS, save_as="sidecar .txt")
+        caption_dataset(read_dataset(dataset.folder, min_size=64), words, save_as="sidecar .txt")
     assert words.calls == 0
 
 

@@ -1,5 +1,6 @@
 """The command line: instant where nothing is computed, one line for a mistake, and Ctrl-C keeps what was learned."""
 import csv
+import dataclasses
 import os
 import random
 import signal
@@ -7,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from lora_loom.trainer import cli
-from lora_loom.trainer.captioners import clip_tags
+from lora_loom.trainer import cli, cli_caption
+from lora_loom.trainer.captioners import methods
+from lora_loom.trainer.captioners.labels import parse_groups
+from lora_loom.trainer.captioners.options import CaptionOptions
 from lora_loom.trainer.toy import arch, shapes
 from lora_loom.trainer.yaml_config import KEYS, load_job
 from safetensors import safe_open
@@ -136,17 +139,26 @@ class Labels:
     def __init__(self, breaks_at=None):
         self.breaks_at, self.seen = breaks_at, 0
 
-    def tags(self, image, labels, max_tags, threshold):
+    def caption(self, image, poll=None):
         self.seen += 1
         if self.seen == self.breaks_at:
             raise KeyboardInterrupt
-        return labels[:max_tags]
+        labels = [label for group in parse_groups(self.options.labels) for label in group.labels]
+        return [(label, 1 / (1 + place)) for place, label in enumerate(labels)]
+
+    def close(self):
+        self.closed = True
 
 
 @pytest.fixture
 def captioner(monkeypatch):
     tagger = Labels()
-    monkeypatch.setattr(clip_tags, "load", lambda folder, device: tagger)
+
+    def load(folder, device, options):
+        tagger.options = options
+        return tagger
+
+    monkeypatch.setitem(methods.METHODS, "clip_tags", dataclasses.replace(methods.METHODS["clip_tags"], load=load))
     return tagger
 
 
@@ -179,7 +191,7 @@ def test_caption_writes_elsewhere_and_keeps_the_older_text(folder, captioner, ca
 def test_captions_made_before_ctrl_c_are_kept(folder, captioner):
     captioner.breaks_at = 3
     assert caption(folder, "--output", str(folder / "half.csv"), "--labels", "red") == 130
-    assert len(rows_of(folder / "half.csv")) == 2
+    assert len(rows_of(folder / "half.csv")) == 2 and captioner.closed
 
 
 def test_caption_beside_the_pictures_and_kept_captions(folder, captioner):
@@ -192,10 +204,31 @@ def test_caption_beside_the_pictures_and_kept_captions(folder, captioner):
 
 def test_caption_has_labels_of_its_own_and_refuses_other_tables(folder, captioner, capsys):
     assert caption(folder) == 0
-    assert next(iter(rows_of(folder / "pictures" / "metadata.csv").values())).startswith("photo, drawing, painting")
+    assert next(iter(rows_of(folder / "pictures" / "metadata.csv").values())).startswith("photograph, film photograph, black and white photograph")
     assert caption(folder, "--output", "captions.json") == 2
     assert "does not end in .csv" in capsys.readouterr().err
     assert caption(folder, "--labels", "gone.txt") == 2
+
+
+def test_caption_options_reach_the_method(folder, captioner, capsys):
+    assert caption(folder, "--labels", "red, blue, grey, x", "--ban", "x", "--replace", "grey => gray\nred =>", "--group-threshold", "0.5", "--no-character-tags",
+                   "--instruction", "say it", "--max-length", "9") == 0
+    assert set(rows_of(folder / "pictures" / "metadata.csv").values()) == {"blue, gray"}
+    told = captioner.options
+    assert (told.group_threshold, told.character_tags, told.rating_tags, told.instruction, told.max_length) == (0.5, False, False, "say it", 9)
+    (folder / "words.txt").write_text("blue => azure", encoding="utf-8")
+    assert caption(folder, "--labels", "red, blue", "--replace", str(folder / "words.txt"), "--existing", "append") == 0
+    assert set(rows_of(folder / "pictures" / "metadata.csv").values()) == {"blue, gray, red, azure"}
+    for wrong, words in {"--replace grey": "no replacement", "--group-threshold 2": "group_threshold 2.0", "--max-length 0": "max_length 0", "--max-tags 0": "max_tags 0",
+                         "--labels @nothing": "@nothing"}.items():
+        assert caption(folder, *wrong.split()) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_caption_knows_every_method_and_option():
+    assert set(cli_caption.METHODS) == set(methods.METHODS)
+    given = cli._parser().parse_args(["caption", "--input", "x", "--model", "y"])
+    assert {field.name for field in dataclasses.fields(CaptionOptions)} <= vars(given).keys()
 
 
 def test_demo_is_handed_on(monkeypatch, capsys):

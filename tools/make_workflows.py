@@ -141,14 +141,14 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
 
 1. Put your pictures into `input/my_pictures`, press **R** and choose the folder.
 2. Put an open_clip model into `models/open_clip`, for example `ViT-B-32.safetensors`, and choose it in *Auto Caption*.
-3. Write your own words into `labels`: CLIP picks those that fit each picture.
+3. `labels` names the lists that CLIP picks from; add your own words, a group a line: `animal: cat, dog, bird`.
 4. Press **Run**. The captions go to `metadata.csv` in the folder; captions that are there already are kept.
 
 ## 为一个文件夹的图片生成标注
 
 1. 把图片放入 `input/my_pictures`，按 **R** 刷新并选择该文件夹。
 2. 把 open_clip 模型（例如 `ViT-B-32.safetensors`）放入 `models/open_clip`，并在 *Auto Caption* 中选择它。
-3. 在 `labels` 中写下你自己的词：CLIP 会为每张图片挑选合适的词。
+3. `labels` 列出 CLIP 挑选的词表；自己的词一行一组：`动物: 猫, 狗, 鸟`。
 4. 点击 **运行**。标注写入该文件夹的 `metadata.csv`；已有的标注会保留。
 """},
 }

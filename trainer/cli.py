@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from .cli_caption import add_parser
 from .devices import best_device
 from .errors import LoomError
 
@@ -72,20 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="print the resolved plan; load no weights, train nothing")
     train.set_defaults(command=train_command)
 
-    caption = commands.add_parser("caption", help="write captions for a folder of pictures")
-    caption.add_argument("--input", type=Path, required=True, metavar="DIR", help="folder with the pictures")
-    where = caption.add_mutually_exclusive_group()
-    where.add_argument("--output", type=Path, metavar="FILE.csv", help="table to write; a plain metadata.csv goes into DIR (the default)")
-    where.add_argument("--sidecar", action="store_true", help="write a .txt beside every picture instead")
-    caption.add_argument("--model", type=Path, required=True, metavar="MODELDIR", help="folder or .safetensors file of an open_clip model")
-    caption.add_argument("--labels", default="", metavar="FILE|TEXT", help="words to choose from: a text file, or the words with commas")
-    caption.add_argument("--method", choices=("clip_tags",), default="clip_tags")
-    caption.add_argument("--max-tags", type=int, default=8, help="at most so many tags a picture (8)")
-    caption.add_argument("--prefix", default="", help="put before every caption")
-    caption.add_argument("--suffix", default="", help="put after every caption")
-    caption.add_argument("--existing", choices=("keep", "replace", "append"), default="keep", help="what becomes of captions that exist (keep)")
-    caption.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    caption.set_defaults(command=caption_command)
+    add_parser(commands)
 
     demo = commands.add_parser("demo", help="train on the toy base that comes with LoRA Loom and show before and after")
     demo.add_argument("--out", type=Path, default=Path("out") / "demo", metavar="DIR", help="where the pictures go (out/demo)")
@@ -234,76 +219,6 @@ class Terminal:
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-# ---------------------------------------------------------------- caption
-
-def caption_command(options: argparse.Namespace) -> int:
-    from .captioners import clip_tags
-    from .captioners.captioning import caption_dataset, parse_labels, save_captions
-    from .data.folder import read_dataset
-
-    output = table_path(options.output, options.input)
-    labels = parse_labels(label_text(options.labels))
-    dataset = read_dataset(options.input, min_size=0)
-    print(f"{len(dataset.pictures)} pictures in {options.input}, {sum(bool(p.caption) for p in dataset.pictures)} have a caption", flush=True)
-    print("".join(f"left out: {name}: {reason}\n" for name, reason in dataset.left_out), end="")
-    tagger = clip_tags.load(options.model, best_device(options.device))
-    show = lambda done, total: print(f"\rcaptioning {done}/{total}", end="\n" if done == total else "", flush=True)
-    save_as = "sidecar .txt" if options.sidecar else "metadata.csv"
-    with table_beside(dataset, None if options.sidecar else output) as target:
-        captioned, report = caption_dataset(target, tagger, labels=labels, max_tags=options.max_tags, prefix=options.prefix, suffix=options.suffix,
-                                            existing=options.existing, save_as=save_as, progress=show)
-        save_captions(captioned, save_as)  # captions that were kept as they are belong in the file too
-    print(report.splitlines()[0])
-    print("".join(f"{line}\n" for line in report.splitlines() if line.startswith("warning")), end="")
-    print(f"captions: {'a .txt beside every picture in ' + str(options.input) if options.sidecar else output}")
-    return 0
-
-
-def table_path(output: Path | None, folder: Path) -> Path:
-    """Where the table goes: a bare file name goes into the pictures' folder, for that is where training looks for it."""
-    if output is None or output == Path("metadata.csv"):
-        return folder / "metadata.csv"
-    if output.suffix.lower() != ".csv":
-        raise LoomError(f"--output {str(output)!r} does not end in .csv: give a path such as captions/metadata.csv, or --sidecar for .txt files")
-    return output
-
-
-def label_text(given: str) -> str:
-    """The labels as text: those of a file, those given, or general ones."""
-    from .data.captions import read_text
-
-    if given and "\n" not in given and Path(given).suffix.lower() in (".txt", ".csv", ".md"):
-        return read_text(Path(given), given)[0]
-    from .captioners.captioning import LABELS
-
-    return given or LABELS
-
-
-@contextmanager
-def table_beside(dataset, output: Path | None):
-    """The dataset so changed that its metadata.csv is written to `output`, with the same care: whole, and old texts kept as .bak.
-
-    caption_dataset saves in the dataset's own folder, also where it is interrupted; so that folder is a temporary one here.
-    """
-    if output is None or output.absolute() == (dataset.folder / "metadata.csv").absolute():
-        yield dataset
-        return
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".lora_loom_") as name:
-            folder = Path(name)
-            for old in map(Path, glob.glob(glob.escape(str(output)) + "*")):
-                if old.name == output.name or old.name.startswith(f"{output.name}.bak"):
-                    shutil.copy2(old, folder / ("metadata.csv" + old.name[len(output.name):]))
-            try:
-                yield dataclasses.replace(dataset, folder=folder)
-            finally:
-                for made in sorted(folder.iterdir(), reverse=True):  # the .bak first, the table last
-                    os.replace(made, output.with_name(output.name + made.name[len("metadata.csv"):]))
-    except OSError as error:
-        raise LoomError(f"--output {str(output)!r} cannot be written ({error.strerror or error}): give another path") from error
 
 
 # ---------------------------------------------------------------- demo
