@@ -31,18 +31,6 @@ def show(node_id: Any, text: str) -> None:
         server.send_progress_text(text, str(node_id))
 
 
-def bar(node_id: Any) -> Callable[[int, int], None]:
-    """`progress(done, total)` as the node's progress bar."""
-    made: list[Any] = []
-
-    def progress(done: int, total: int) -> None:
-        if not made:
-            made.append(comfy.utils.ProgressBar(total, node_id=node_id))
-        made[0].update_absolute(done, total)
-
-    return progress
-
-
 def verdict(check: Callable[[Any], Any], value: Any) -> bool | str:
     """What validate_inputs answers: True, or why `check` refuses the value. None stands for a linked input, which execute checks."""
     try:
@@ -68,13 +56,15 @@ def errors_shown(execute: Callable) -> Callable:
 
 
 def counter(node_id: Any, words: str) -> Callable[[int, int], None]:
-    """A progress(done, total) that moves the node's bar and says `words done/total` in it."""
-    bar: list[Any] = []
+    """A progress(done, total) that moves the node's bar and says `words done/total` in it, at most five times a second."""
+    bar, last = [], [0.0]
 
     def progress(done: int, total: int) -> None:
         bar[:] = bar or [comfy.utils.ProgressBar(total, node_id=node_id)]
         bar[0].update_absolute(done, total)
-        show(node_id, f"{words} {done}/{total}")
+        if time.perf_counter() - last[0] > 0.2 or done == total:
+            last[0] = time.perf_counter()
+            show(node_id, f"{words} {done}/{total}")
 
     return progress
 
