@@ -8,7 +8,7 @@ from ..trainer.captioners import clip_tags
 from ..trainer.captioners.captioning import EXISTING, LABELS, SAVE_AS, caption_dataset, parse_labels, written_files
 from ..trainer.data.folder import fingerprint
 from . import dataset as dataset_node
-from . import events, folders
+from . import dataset_routes, events, folders
 from .schema import Dataset, io, output, schema, widget
 
 
@@ -67,5 +67,6 @@ class AutoCaption(io.ComfyNode):
             comfy.model_management.soft_empty_cache()
         if own and fingerprint(dataset.folder, leave_out=own) == others:  # else the user has edited it meanwhile
             dataset_node.written(before, fingerprint(dataset.folder))
+        dataset_routes.remember_made(captioned)
         events.show(cls.hidden.unique_id, report)
         return io.NodeOutput(captioned, [captioned.caption(p) for p in captioned.pictures], report)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_loom.trainer.captioners import captioning, clip_tags
+from lora_loom.trainer.captioners import clip_tags
 from lora_loom.trainer.captioners.captioning import caption_dataset, parse_labels, save_captions
+from lora_loom.trainer.data import saving
 from lora_loom.trainer.data.folder import Dataset, open_picture, read_dataset
 from lora_loom.trainer.errors import LoomError
 from PIL import Image
@@ -266,7 +267,7 @@ def test_failed_write_leaves_the_old_file(dataset: Dataset, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(captioning.os, "replace", full)
+    monkeypatch.setattr(saving.os, "replace", full)
     with pytest.raises(LoomError, match="No space left on device"):
         save_captions(dataset, "metadata.csv")
     assert table.read_text() == "filename,prompt\nastronaut.png,mine\n" and not list(dataset.folder.glob(".*"))

@@ -1,19 +1,14 @@
-"""Captions for a whole dataset, and captions on disk; knows no model, only something with `tags(image, labels, max_tags, threshold)`."""
+"""Captions for a whole dataset; knows no model, only something with `tags(image, labels, max_tags, threshold)`."""
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import os
-import uuid
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from PIL import Image
 
-from ..data.captions import key, listed, read_metadata
+from ..data.captions import listed
 from ..data.folder import Dataset, open_picture
+from ..data.saving import check_sidecars, sidecar, write_captions
 from ..errors import LoomError
 
 EXISTING = ("keep", "replace", "append")
@@ -59,7 +54,7 @@ def caption_dataset(dataset: Dataset, tagger: Captioner, *, labels: list[str], m
     if isinstance(max_tags, bool) or not isinstance(max_tags, int) or not 1 <= max_tags <= 1000:
         raise LoomError(f"max_tags {max_tags!r} is not a whole number from 1 to 1000: AutoCaption.max_tags takes 1 to 1000")
     if save_as == "sidecar .txt":
-        _check_sidecars(dataset)  # before minutes of work, not after them
+        check_sidecars([picture.name for picture in dataset.pictures])  # before minutes of work, not after them
 
     made: dict[str, str] = {}
     kept, untagged, saved = 0, [], ""
@@ -89,7 +84,7 @@ def written_files(dataset: Dataset, save_as: str) -> set[str]:
     """The names of the files, relative to the folder, that saving may write."""
     if save_as == "nothing":
         return set()
-    return {save_as} if save_as == "metadata.csv" else {_sidecar(picture.name) for picture in dataset.pictures}
+    return {save_as} if save_as == "metadata.csv" else {sidecar(picture.name) for picture in dataset.pictures}
 
 
 def save_captions(dataset: Dataset, save_as: str) -> str:
@@ -103,15 +98,7 @@ def save_captions(dataset: Dataset, save_as: str) -> str:
     if save_as not in SAVE_AS:
         raise LoomError(f"save_as {save_as!r} is unknown: AutoCaption.save_as is one of {', '.join(SAVE_AS)}")
     captioned = {picture.name: picture.caption for picture in dataset.pictures if picture.caption}
-    if save_as == "metadata.csv":
-        _replace(dataset.folder / save_as, _csv(dataset, captioned))
-        return f"saved {len(captioned)} captions in {dataset.folder.name}/metadata.csv"
-    _check_sidecars(dataset)
-    for name, caption in captioned.items():
-        _replace(dataset.folder / _sidecar(name), caption + "\n")
-    line = f"saved {len(captioned)} captions in .txt files in {dataset.folder.name}"
-    shadows = [name for name in ("metadata.csv", "metadata.jsonl") if (dataset.folder / name).exists()]
-    return f"{line}; LoadDataset reads {shadows[0]} before them unless caption_source is sidecar" if shadows else line
+    return write_captions(dataset.folder, captioned, save_as, [picture.name for picture in dataset.pictures])
 
 
 def _join(existing: str, tags: list[str], prefix: str, suffix: str) -> str:
@@ -125,69 +112,3 @@ def _join(existing: str, tags: list[str], prefix: str, suffix: str) -> str:
     if f",{existing}".replace(", ", ",").casefold().endswith(f",{suffix}".replace(", ", ",").casefold()):
         suffix = ""
     return ", ".join(part for part in (prefix, existing, *tags, suffix) if part)
-
-
-def _csv(dataset: Dataset, captioned: dict[str, str]) -> str:
-    rows = list(captioned.items())
-    path = dataset.folder / "metadata.csv"
-    if path.exists() and not path.is_symlink():
-        own = {key(picture.name).casefold() for picture in dataset.pictures}
-        # A table that cannot be understood is kept as .bak all the same.
-        with contextlib.suppress(LoomError):
-            rows += [(name, caption) for name, caption in read_metadata(path)[0].items() if name.casefold() not in own]
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([("filename", "prompt"), *rows])
-    return out.getvalue()
-
-
-def _sidecar(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(".txt"))
-
-
-def _check_sidecars(dataset: Dataset) -> None:
-    seen: dict[str, str] = {}
-    for picture in dataset.pictures:
-        other = seen.setdefault(_sidecar(picture.name).casefold(), picture.name)
-        if other != picture.name:
-            raise LoomError(f"{other} and {picture.name} would share the caption file {_sidecar(picture.name)}: "
-                            "rename one of them, or set AutoCaption.save_as to metadata.csv")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write `text` whole or not at all; keep what it replaces. Every older text that differs stays in a .bak of its own."""
-    try:
-        data = text.encode("utf-8")
-        if path.is_symlink():
-            raise LoomError(f"{path.name} in {str(path.parent)!r} is a link, which is not written through: replace it by a file of its own")
-        old = path.read_bytes() if path.exists() else None
-        if old == data:
-            return
-        if old is not None:
-            _keep(path, old)
-        _write(path, data)
-    except OSError as error:
-        raise LoomError(f"{path.name} cannot be written into {str(path.parent)!r} ({error.strerror}): "
-                        "make the folder writable, or set AutoCaption.save_as to nothing") from error
-
-
-def _keep(path: Path, old: bytes) -> None:
-    number = 0
-    while True:
-        backup = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
-        if not backup.exists():
-            return _write(backup, old)
-        if backup.read_bytes() == old:
-            return None
-        number += 1
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
