@@ -161,7 +161,11 @@ async def give_thumbnail(request: web.Request) -> web.Response:
     if request.headers.get("If-None-Match") == tag:
         return web.Response(status=304, headers=headers)
     kept = Path(folder_paths.get_temp_directory(), "lora_loom_thumbnails")  # ComfyUI empties it when it starts
-    data = await asyncio.get_running_loop().run_in_executor(_makers, thumbnails.thumbnail, path, side, kept)
+
+    def make() -> bytes:  # those that wait while the page scrolls on are not worth making any more
+        return b"" if request.transport is None or request.transport.is_closing() else thumbnails.thumbnail(path, side, kept)
+
+    data = await asyncio.get_running_loop().run_in_executor(_makers, make)
     return web.Response(body=data, content_type=thumbnails.KIND, headers=headers)
 
 

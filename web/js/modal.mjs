@@ -1,0 +1,39 @@
+// A large dialog in the page's own colours. It lives in a shadow root: the page's styles and key bindings stay out of it, and ours out of the page.
+import { STYLE } from "./captions_style.mjs";
+
+export function el(tag, values = {}, ...children) {
+    const found = document.createElement(tag);
+    for (const [name, value] of Object.entries(values)) {
+        if (name.startsWith("on")) found.addEventListener(name.slice(2), value);
+        else if (name in found && name !== "list") found[name] = value;
+        else found.setAttribute(name, value);
+    }
+    found.append(...children.filter((child) => child !== null && child !== undefined));
+    return found;
+}
+
+// {dialog, close}. `leave` is asked before it closes by Esc or the cross, and answers whether it may.
+export function openModal(label, kind, leave = () => true) {
+    const host = document.createElement("div");
+    host.className = "lora-loom-modal";
+    host.type = "textarea";  // the page undoes the graph on Ctrl+Z wherever the focus is in no text field, and so takes us for one
+    const root = host.attachShadow({ mode: "open" }), before = document.activeElement;
+    const dialog = el("dialog", { className: kind, "aria-label": label });
+    root.append(el("style", { textContent: STYLE }), dialog);
+    for (const event of ["keydown", "keyup", "keypress", "paste", "copy", "cut", "wheel", "contextmenu", "pointerdown", "dragover", "drop"]) {
+        host.addEventListener(event, (happened) => happened.stopPropagation());
+    }
+    const close = () => {
+        dialog.close();
+        host.remove();
+        before?.focus?.({ preventScroll: true });
+        dialog.dispatchEvent(new Event("gone"));
+    };
+    dialog.addEventListener("cancel", async (event) => {
+        event.preventDefault();
+        if (await leave()) close();
+    });
+    document.body.append(host);
+    dialog.showModal();
+    return { dialog, close };
+}
