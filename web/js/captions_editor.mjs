@@ -83,6 +83,7 @@ class Editor {
         this.redoButton.disabled = !model.canRedo;
         this.saveButton.disabled = this.saving || !edits || !this.fingerprint;
         this.saveButton.textContent = edits ? w.saveN(edits) : w.save;
+        if (this.dialog.getRootNode().activeElement?.disabled) this.cards.box.focus();  // or keys would go nowhere
         for (const button of this.only) {
             button.classList.toggle("on", button.value === model.filter.only);
             button.setAttribute("aria-pressed", button.value === model.filter.only);

@@ -51,10 +51,10 @@ export const STYLE = `
     header h2 { flex: 0 1 auto; }
     header .soft { flex: 1 1 8rem; white-space: nowrap; }
     .main { flex: 1; min-height: 0; display: flex; }
-    .left { flex: 1; min-width: 0; display: flex; flex-direction: column; }
+    .left { flex: 1; min-width: 0; min-height: 0; display: flex; flex-direction: column; }
     .filters { display: flex; gap: .5rem; padding: .6rem 1rem; flex-wrap: wrap; }
     .filters input { flex: 1 1 12rem; }
-    .grid { flex: 1; overflow-y: auto; overflow-x: hidden; padding: 0 .6rem .6rem; outline: none; position: relative; }
+    .grid { flex: 1; min-height: 0; overflow-y: auto; overflow-x: hidden; padding: 0 .6rem .6rem; outline: none; position: relative; }
     .grid > .room { position: relative; }
     .empty { padding: 3rem 1rem; text-align: center; color: var(--soft); }
     .card { position: absolute; top: 0; left: 0; height: 17rem; padding: .35rem; box-sizing: border-box; contain: strict; }
@@ -94,6 +94,7 @@ export const STYLE = `
     @media (max-width: 52rem) {
         .main { flex-direction: column; }
         aside { width: auto; border-left: 0; border-top: 1px solid var(--line); max-height: 42%; }
+        header { padding: .4rem .75rem; } header h2 { flex: 1 1 100%; } .filters { padding: .4rem .75rem; }
         dialog.editor { width: 100vw; height: 100vh; max-width: none; border-radius: 0; border: 0; }
         footer .keys { display: none; }
     }

@@ -11,6 +11,7 @@ const HEIGHT = 92;  // pixels of the graph, with the margins that a node leaves 
 
 export function addZone(node, edit) {
     nodeStyle();
+    listUploaded(node);
     const w = words(), text = el("span", { textContent: w.drop }), bar = el("div", { className: "bar", hidden: true }), more = el("button", { hidden: true });
     const zone = el("div", { className: "lora-loom-zone" },
         el("div", { className: "buttons" }, el("button", { textContent: w.upload, onclick: async () => start(await pickFiles()) }), el("button", { textContent: w.edit, onclick: () => edit(node) })),
@@ -71,16 +72,17 @@ export function addZone(node, edit) {
     node.setSize([Math.max(node.size[0], 300), Math.max(node.size[1], node.computeSize()[1])]);
 }
 
+const uploaded = new Set();  // folders that the page's lists of nodes do not know until it is refreshed
+
+function listUploaded(node) {
+    const options = node.widgets?.find((w) => w.name === "folder")?.options, known = options?.values;
+    if (Array.isArray(known)) options.values = [...known, ...[...uploaded].filter((folder) => !known.includes(folder))];
+}
+
 // The new folder in every list of folders, and chosen here.
 function choose(node, folder) {
-    const add = (values) => (Array.isArray(values) && !values.includes(folder) ? [...values, folder] : values);
-    const definition = node.constructor.nodeData?.input?.required?.folder;
-    if (Array.isArray(definition?.[0])) definition[0] = add(definition[0]);
-    if (definition?.[1]?.options) definition[1].options = add(definition[1].options);
-    for (const other of everyNode(app.graph)) {
-        const widget = other.comfyClass === "LoadDataset" && other.widgets?.find((w) => w.name === "folder");
-        if (widget) widget.options.values = add(widget.options.values);
-    }
+    uploaded.add(folder);
+    for (const other of everyNode(app.graph)) if (other.comfyClass === "LoadDataset") listUploaded(other);
     const widget = node.widgets.find((w) => w.name === "folder");
     widget.value = folder;
     widget.callback?.(folder);

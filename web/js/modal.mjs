@@ -29,9 +29,15 @@ export function openModal(label, kind, leave = () => true) {
         before?.focus?.({ preventScroll: true });
         dialog.dispatchEvent(new Event("gone"));
     };
-    dialog.addEventListener("cancel", async (event) => {
+    const ask = async () => (await leave()) && close();
+    dialog.addEventListener("cancel", (event) => {
         event.preventDefault();
-        if (await leave()) close();
+        ask();
+    });
+    dialog.addEventListener("close", () => {  // browsers let a second Esc through without asking
+        if (!host.isConnected) return;
+        dialog.showModal();
+        ask();
     });
     document.body.append(host);
     dialog.showModal();
