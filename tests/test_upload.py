@@ -130,7 +130,7 @@ def test_a_file_gets_the_suffix_of_what_it_is(send):
     assert done.files == ("five.jpg", "four.gif", "metadata.csv", "metadata.jsonl", "one.jpg", "six.bmp", "three.png", "two.webp")
     assert (done.folder / "metadata.csv").read_text() == table.replace("one.png", "one.jpg")  # every other cell stays
     assert '"one.jpg"' in (done.folder / "metadata.jsonl").read_text("utf-8") and '"n": 1' in (done.folder / "metadata.jsonl").read_text("utf-8")
-    assert "one.png is now one.jpg" in done.notes[0] and "5 files" in done.notes[0]
+    assert "one.png is now one.jpg" in done.notes[0] and "renamed" in done.notes[0]
     assert {p.name: p.caption for p in read_dataset(done.folder, min_size=32).pictures}["one.jpg"] == "a cat, red"
 
 
@@ -145,7 +145,7 @@ def test_duplicates_are_said_and_names_that_are_the_same_are_refused(send):
     done = send([("a.png", PNG), ("b.png", PNG), ("A.PNG", other), (composed, other), (apart, picture("PNG", 8)), ("sub/x.png", picture("PNG", 9)),
                  ("Sub/y.png", picture("PNG", 10)), ("a.png/z.png", picture("PNG", 11)), ("c.jpg", picture("PNG", 12)), ("c.png", picture("PNG", 13)), ("a.png", other)])
     assert done.files == ("a.png", "b.png", "c.png", "sub/x.png", composed)
-    assert "1 pictures are there twice, byte for byte: b.png (as a.png)" in done.notes[0]
+    assert "there more than once, byte for byte: b.png (as a.png)" in done.notes[0]
     refused = [why for _, why in done.refused]
     assert len(refused) == 6 and all("differs from" in why or "there is another" in why for why in refused), refused
 

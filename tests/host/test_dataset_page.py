@@ -54,7 +54,7 @@ def page(comfy):
             raise
         page.set_default_timeout(10_000)
         page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("pageerror", lambda error: page.problems.append(f"{error}\n{error.stack}"))
         yield page
         assert page.problems == []
         browser.close()
@@ -82,7 +82,7 @@ def graph(page, folder: str = "lora_loom_stars", **auto) -> None:
     page.evaluate("""async ([folder, auto]) => {
         for (const left of document.querySelectorAll(".lora-loom-modal")) left.remove();
         const app = window.app;
-        await app.loadGraphData({nodes: [], links: [], version: 0.4});
+        await app.loadGraphData({nodes: [], links: [], last_node_id: 0, last_link_id: 0, version: 0.4});
         const load = LiteGraph.createNode("LoadDataset"), caption = LiteGraph.createNode("AutoCaption");
         load.pos = [100, 100];
         caption.pos = [520, 100];
@@ -469,13 +469,13 @@ def test_the_strip_opens_the_editor_there(comfy, page):
 def test_chinese(comfy, page):
     page.evaluate("async () => window.app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     page.wait_for_timeout(500)
-    try:
-        graph(page)
-        assert "上传图片" in page.locator(".lora-loom-zone").text_content()
-        page.locator(".lora-loom-zone button").nth(1).click()
-        page.locator("dialog.editor header", has_text="标注 · lora_loom_stars").wait_for()
-        page.locator("dialog.editor .card").first.wait_for()
-        keep(page, comfy, "editor_chinese")
-        close(page)
-    finally:
-        page.evaluate("async () => window.app.extensionManager.setting.set('Comfy.Locale', 'en')")
+    page.reload()
+    page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types['TrainLoRA'] && document.querySelector('[data-testid=queue-button]')", timeout=60_000)
+    page.wait_for_timeout(1500)
+    graph(page)
+    assert "上传图片" in page.locator(".lora-loom-zone").text_content()
+    page.locator(".lora-loom-zone button").nth(1).click()
+    page.locator("dialog.editor header", has_text="标注 · lora_loom_stars").wait_for()
+    page.locator("dialog.editor .card").first.wait_for()
+    keep(page, comfy, "editor_chinese")
+    close(page)

@@ -104,6 +104,7 @@ export const STYLE = `
 export const NODE_STYLE = `
     .lora-loom-zone, .lora-loom-strip { ${THEME}
         font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; }
+    .lora-loom-zone [hidden], .lora-loom-strip [hidden] { display: none !important; }
     .lora-loom-zone button, .lora-loom-strip button { font: inherit; color: var(--text); background: var(--field); border: 0; border-radius: 8px; padding: 0 10px; height: 30px; cursor: pointer;
         flex: 1 1 0; min-width: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
     .lora-loom-zone button:hover, .lora-loom-strip button:hover { background: var(--hover); }
@@ -115,7 +116,7 @@ export const NODE_STYLE = `
     .lora-loom-zone .bar { position: absolute; inset: 0 auto 0 0; background: color-mix(in srgb, var(--strong) 35%, transparent); transition: width .15s; }
     .lora-loom-zone .drop > :not(.bar) { position: relative; }
     .lora-loom-zone .drop button { flex: none; height: 22px; background: transparent; text-decoration: underline; padding: 0 4px; color: inherit; }
-    .lora-loom-strip .scroll { flex: 1 1 0; min-height: 60px; overflow-y: auto; overflow-x: hidden; border-radius: 8px; background: var(--field); scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
+    .lora-loom-strip .scroll { flex: 1 1 0; min-height: 104px; overflow-y: auto; overflow-x: hidden; border-radius: 8px; background: var(--field); scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
     .lora-loom-strip .room { position: relative; }
     .lora-loom-strip .item { position: absolute; top: 0; left: 0; height: 52px; display: flex; gap: 8px; align-items: center; padding: 3px 6px; box-sizing: border-box; cursor: pointer; contain: strict; border-radius: 6px; }
     .lora-loom-strip .item:hover { background: var(--hover); }

@@ -18,12 +18,21 @@ export function openModal(label, kind, leave = () => true) {
     host.className = "lora-loom-modal";
     host.type = "textarea";  // the page undoes the graph on Ctrl+Z wherever the focus is in no text field, and so takes us for one
     const root = host.attachShadow({ mode: "open" }), before = document.activeElement;
-    const dialog = el("dialog", { className: kind, "aria-label": label });
+    const dialog = el("dialog", { className: kind, tabIndex: -1, "aria-label": label });
     root.append(el("style", { textContent: STYLE }), dialog);
     for (const event of ["keydown", "keyup", "keypress", "paste", "copy", "cut", "wheel", "contextmenu", "pointerdown", "dragover", "drop"]) {
         host.addEventListener(event, (happened) => happened.stopPropagation());
     }
+    // A button that is disabled under the finger leaves the focus nowhere: keys are the dialog's all the same.
+    const lost = (event) => {
+        if (event.composedPath().includes(host) || document.body.lastElementChild !== host) return;
+        event.stopImmediatePropagation();
+        dialog.focus();
+        if (!dialog.dispatchEvent(new KeyboardEvent(event.type, { key: event.key, ctrlKey: event.ctrlKey, metaKey: event.metaKey, shiftKey: event.shiftKey, bubbles: true, cancelable: true }))) event.preventDefault();
+    };
+    window.addEventListener("keydown", lost, true);
     const close = () => {
+        window.removeEventListener("keydown", lost, true);
         dialog.close();
         host.remove();
         before?.focus?.({ preventScroll: true });

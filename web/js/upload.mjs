@@ -71,7 +71,8 @@ export function send(files, name, progress, signal) {
 export function showRefused({ error, refused = [], notes = [] }) {
     if (!error && !refused.length && !notes.length) return;
     const w = words(), { dialog, close } = openModal(w.refusedTitle, "small");
-    dialog.append(el("div", { className: "body" }, el("h2", { textContent: error ? w.nothing : refused.length ? w.refusedTitle : w.notes ?? w.refusedTitle }),
+    const title = error ? w.nothing : refused.length ? w.refusedTitle : w.notesTitle;
+    dialog.append(el("div", { className: "body" }, el("h2", { textContent: title }),
         error ? el("div", { textContent: error }) : null, ...notes.map((note) => el("div", { className: "soft", textContent: note })),
         el("ul", { className: "list" }, ...refused.slice(0, 500).map(([name, why]) => el("li", {}, el("b", { textContent: name }), el("span", { className: "soft", textContent: why }))),
             ...(refused.length > 500 ? [el("li", { textContent: w.more(refused.length - 500) })] : [])),
