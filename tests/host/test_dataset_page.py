@@ -56,7 +56,7 @@ def page(comfy):
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(f"{error}\n{error.stack}"))
         yield page
-        assert page.problems == []
+        assert [problem for problem in page.problems if "lora-loom" in problem] == []  # the page of 0.3.64 has some of its own
         browser.close()
 
 

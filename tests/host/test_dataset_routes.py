@@ -19,9 +19,16 @@ from PIL import Image
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-_spec = importlib.util.spec_from_file_location("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-workflows = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(workflows)
+
+
+def by_path(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +265,19 @@ def test_saved_captions_run_the_graph_again(comfy):
         answer = ask(comfy, "/captions", {"folder": "again", "fingerprint": listing["fingerprint"], "save_as": save_as, "captions": {"0.png": save_as}})[1]
         listing = {"fingerprint": answer["fingerprint"]}
         assert "1" in comfy.run(load("again")).executed and comfy.run(load("again")).executed == []
+
+
+def test_what_auto_caption_made_is_offered_until_the_folder_changes(comfy):
+    by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(comfy.base / "models" / "open_clip" / "tiny")
+    folder = put(comfy, "made", 2)
+    node = workflows.node
+    prompt = {**load("made"), "3": node("AutoCaption", dataset=["1", 0], method="clip_tags", model="tiny", labels="cat, dog", max_tags=1, prefix="made", suffix="", existing="replace",
+                                        save_as="nothing"), "4": node("PreviewAny", source=["3", 2])}
+    assert ask(comfy, "/made", folder="made")[1] == {"captions": {}}
+    outcome = comfy.run(prompt)
+    assert outcome.ending == "execution_success", outcome.error
+    made = ask(comfy, "/made", folder="made")[1]["captions"]
+    assert made.keys() == {"0.png", "1.png"} and all(caption.startswith("made, ") for caption in made.values())
+    assert (folder / "0.txt").read_text() == "caption 0"  # nothing was written
+    (folder / "0.txt").write_text("edited since")
+    assert ask(comfy, "/made", folder="made")[1] == {"captions": {}}

@@ -142,7 +142,8 @@ class _New:
         first: dict[str, str] = {}
         twice = [f"{name} (as {first[digest]})" for name, digest in self.pictures.items() if first.setdefault(digest, name) != name]
         changed = [f"{old} is now {name}" for old, name in self.renamed.items()]
-        return ([f"there more than once, byte for byte: {listed(twice)}"] if twice else []) + ([f"renamed to what they are: {listed(changed)}"] if changed else [])
+        said = (("there more than once, byte for byte", twice), ("renamed to what they are", changed))
+        return [f"{what}: {listed(names)}" for what, names in said if names]
 
     def _count(self, size: int) -> None:
         self._seen, self._bytes = self._seen + 1, self._bytes + size

@@ -52,7 +52,8 @@ export function folderOf(node) {
     for (let at = node; at && !seen.has(at);) {
         seen.add(at);
         if (at.comfyClass === "LoadDataset") {
-            const value = (name) => at.widgets?.find((w) => w.name === name)?.value;
+            const given = (name) => at.getInputNode?.(at.inputs?.findIndex((input) => input.name === name) ?? -1)?.widgets?.[0]?.value;  // by a primitive
+            const value = (name) => given(name) ?? at.widgets?.find((w) => w.name === name)?.value;
             return { folder: value("folder"), source: value("caption_source") ?? "auto", dataset: at };
         }
         const slot = Math.max(0, at.inputs?.findIndex((input) => input.name === "dataset") ?? 0);

@@ -15,7 +15,7 @@ export class Captions extends EventTarget {
     selected = new Set();
     shown = [];  // the names that the filters leave, in order
     cursor = 0;  // a place in `shown`
-    filter = { text: "", tag: "", only: "" };  // only: "" · missing · edited · selected
+    filter = { text: "", tag: "", only: "" };  // only: "" · missing · edited
     #undo = [];
     #redo = [];
     #anchor = 0;
@@ -97,7 +97,6 @@ export class Captions extends EventTarget {
             const caption = this.now.get(row.name);
             if (only === "missing" && caption) return false;
             if (only === "edited" && caption === row.caption) return false;
-            if (only === "selected" && !this.selected.has(row.name)) return false;
             if (tag && !tagsOf(caption).some((one) => same(one, tag))) return false;
             return !wanted || caption.toLocaleLowerCase().includes(wanted) || row.name.toLocaleLowerCase().includes(wanted);
         }).map((row) => row.name);
