@@ -440,10 +440,15 @@ def test_narrow_and_zoomed(comfy, page):
     try:
         keep(page, comfy, "editor_zoomed")
         assert dialog.locator(".card:visible").first.bounding_box()["width"] > 180
-        for part in (dialog.locator("button.strong"), dialog.get_by_placeholder("Filter captions"), dialog.get_by_placeholder("Search for")):
+        assert dialog.locator(".grid").bounding_box()["height"] > 180
+        for part in (dialog.locator("button.strong"), dialog.get_by_placeholder("Filter captions"), dialog.locator(".toggle"), dialog.get_by_placeholder("Search for"),
+                     dialog.get_by_placeholder("Filter tags")):
             part.scroll_into_view_if_needed()
             box = part.bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= 683 and box["y"] >= 0 and box["y"] + box["height"] <= 384
+            if part.text_content() == "Replace and tags":
+                part.click()
+        keep(page, comfy, "editor_zoomed_tools")
     finally:
         page.set_viewport_size({"width": 1500, "height": 1000})
     close(page)

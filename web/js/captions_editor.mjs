@@ -48,10 +48,11 @@ class Editor {
         this.search = el("input", { type: "search", placeholder: w.search, "aria-label": w.search, oninput: () => model.setFilter({ text: this.search.value.trim() }) });
         this.only = [["", w.all], ["missing", w.missing], ["edited", w.edited]].map(([only, text]) => el("button", { textContent: text, onclick: () => model.setFilter({ only }), value: only }));
         const grid = el("div", { className: "grid" });
+        const toggle = button(w.toggle, () => { toggle.setAttribute("aria-expanded", this.dialog.classList.toggle("tools")); toggle.classList.toggle("on"); }, "toggle");
         this.status = el("span", { role: "status" });
         this.notices = el("div");
         this.dialog.append(header, el("div", { className: "main" },
-            el("div", { className: "left" }, el("div", { className: "filters" }, this.search, ...this.only), grid), side(model, (text) => this.say(text))),
+            el("div", { className: "left" }, el("div", { className: "filters" }, this.search, ...this.only, toggle), grid), side(model, (text) => this.say(text))),
         this.notices, el("footer", {}, this.status, el("span", { className: "keys", textContent: w.keys })));
         this.cards = new Cards(grid, model, this.folder);
         grid.addEventListener("save", () => this.save());

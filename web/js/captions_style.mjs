@@ -30,7 +30,7 @@ const CONTROLS = `
 
 export const STYLE = `
     dialog { ${THEME}
-        font: 14px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); background: var(--panel);
+        font: .875rem/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); background: var(--panel);
         border: 1px solid var(--line); border-radius: .75rem; padding: 0; box-shadow: 0 1rem 4rem #000a; overflow: hidden; }
     dialog::backdrop { background: #0009; }
     dialog, dialog * { scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
@@ -54,6 +54,7 @@ export const STYLE = `
     .left { flex: 1; min-width: 0; min-height: 0; display: flex; flex-direction: column; }
     .filters { display: flex; gap: .5rem; padding: .6rem 1rem; flex-wrap: wrap; }
     .filters input { flex: 1 1 12rem; }
+    .filters .toggle { display: none; }
     .grid { flex: 1; min-height: 0; overflow-y: auto; overflow-x: hidden; padding: 0 .6rem .6rem; outline: none; position: relative; }
     .grid > .room { position: relative; }
     .empty { padding: 3rem 1rem; text-align: center; color: var(--soft); }
@@ -93,7 +94,9 @@ export const STYLE = `
     .left { position: relative; }
     @media (max-width: 52rem) {
         .main { flex-direction: column; }
-        aside { width: auto; border-left: 0; border-top: 1px solid var(--line); max-height: 42%; }
+        aside { width: auto; border-left: 0; display: none; }  /* one or the other: there is no room for both */
+        .tools aside { display: block; flex: 1; } .tools .grid, .tools .filters > :not(.toggle) { display: none; } .tools .left { flex: none; }
+        .filters .toggle { display: block; }
         header { padding: .4rem .75rem; } header h2 { flex: 1 1 100%; } .filters { padding: .4rem .75rem; }
         dialog.editor { width: 100vw; height: 100vh; max-width: none; border-radius: 0; border: 0; }
         footer .keys { display: none; }
