@@ -12,7 +12,7 @@ from ..trainer.captioners.wording import EXISTING, Wording, parse_ban, parse_rep
 from ..trainer.data.folder import fingerprint
 from ..trainer.errors import LoomError
 from . import dataset as dataset_node
-from . import events, folders
+from . import dataset_routes, events, folders
 from .schema import NONE, Dataset, io, output, schema, widget
 
 _OPTIONS = CaptionOptions()
@@ -91,6 +91,7 @@ class AutoCaption(io.ComfyNode):
             comfy.model_management.soft_empty_cache()
         if own and fingerprint(dataset.folder, leave_out=own) == others:  # else the user has edited it meanwhile
             dataset_node.written(before, fingerprint(dataset.folder))
+        dataset_routes.remember_made(captioned)
         events.show(cls.hidden.unique_id, report)
         return io.NodeOutput(captioned, [captioned.caption(p) for p in captioned.pictures], report)
 

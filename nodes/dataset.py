@@ -46,7 +46,7 @@ class LoadDataset(io.ComfyNode):
             description="Pictures with captions from a folder inside ComfyUI's input folder (or a registered datasets folder).",
             inputs=[
                 widget(io.Combo, "folder", options=folders.dataset_names(),
-                       tooltip="A sub-folder of ComfyUI's input folder. Put your pictures there, then refresh."),
+                       tooltip="A sub-folder of ComfyUI's input folder. Upload pictures into a new one below, or put them there and refresh."),
                 widget(io.Int, "resolution", default=512, min=64, max=4096, step=8,
                        tooltip="Pictures are trained at about this many pixels squared: 512 for SD1.5, 1024 for SDXL, Flux and the like, 64 for the toy base."),
                 widget(io.Int, "min_size", default=512, min=1, max=8192,

@@ -12,7 +12,7 @@ from server import PromptServer
 from ..trainer import presets
 from ..trainer.backbones.families import FAMILIES
 from ..trainer.errors import LoomError
-from . import config, train
+from . import config, dataset_routes, train
 
 _MOST = 200_000  # bytes of a request
 
@@ -94,3 +94,4 @@ def register() -> None:
     server.routes.get("/lora_loom/presets")(_answered(all_presets))
     server.routes.post("/lora_loom/presets")(_answered(save_preset))
     server.routes.post("/lora_loom/config")(_answered(read_config))
+    dataset_routes.register(server.routes)

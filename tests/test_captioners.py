@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_loom.trainer.captioners import captioning, clip_tags, methods, open_clip_files
+from lora_loom.trainer.captioners import clip_tags, methods, open_clip_files
 from lora_loom.trainer.captioners.captioning import caption_dataset, save_captions
 from lora_loom.trainer.captioners.labels import Group
 from lora_loom.trainer.captioners.options import CaptionOptions
@@ -319,7 +319,7 @@ def test_failed_write_leaves_the_old_file(dataset: Dataset, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(captioning.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(LoomError, match="No space left on device"):
         save_captions(dataset, "metadata.csv")
     assert table.read_text() == "filename,prompt\nastronaut.png,mine\n" and not list(dataset.folder.glob(".*"))

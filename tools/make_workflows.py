@@ -121,14 +121,14 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
              ("", [("11", 370, 0), ("13", 370, 430)])]],
         "note": """## Train a LoRA on Stable Diffusion 1.5
 
-1. Make a folder `my_pictures` in ComfyUI's `input` folder and put 10 to 30 pictures into it; captions in `metadata.csv` or a `.txt` beside each picture, if you have them. Press **R**, choose the folder in *Load Dataset*.
+1. Drop 10 to 30 pictures, or a zip of them, on *Load Dataset*; captions in `metadata.csv` or a `.txt` beside each picture, if you have them. They go into a new folder in ComfyUI's `input`, which is chosen.
 2. Choose your SD1.5 checkpoint.
 3. Replace the trigger word `zxmug`, in *Load Dataset* and in the prompts, by a rare word of your own.
 4. Press **Run**. Cancel at any time: what was learned is saved in `output/loras`.
 
 ## 在 Stable Diffusion 1.5 上训练 LoRA
 
-1. 在 ComfyUI 的 `input` 文件夹中新建 `my_pictures`，放入 10 到 30 张图片；若有标注，可写在 `metadata.csv` 或每张图片旁的 `.txt` 中。按 **R** 刷新，在 *Load Dataset* 中选择该文件夹。
+1. 把 10 到 30 张图片或 zip 拖到 *Load Dataset* 上；若有标注，可写在 `metadata.csv` 或每张图片旁的 `.txt` 中。它们会存入 ComfyUI `input` 下的新文件夹，并自动选中。
 2. 选择你的 SD1.5 模型。
 3. 把 *Load Dataset* 和提示词中的触发词 `zxmug` 换成你自己的生僻词。
 4. 点击 **运行**。可随时取消：已学到的内容会保存在 `output/loras`。
@@ -139,17 +139,17 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
                   ("Captions", [("3", 420, 740)]), ("", [("4", 400, 400)])]],
         "note": """## Captions for a folder of pictures
 
-1. Put your pictures into `input/my_pictures`, press **R** and choose the folder.
+1. Drop your pictures, or a zip of them, on *Load Dataset*: they go into a new folder, which is chosen.
 2. Put an open_clip model into `models/open_clip`, for example `ViT-B-32.safetensors`, and choose it in *Auto Caption*.
 3. `labels` names the lists that CLIP picks from; add your own words, a group a line: `animal: cat, dog, bird`.
-4. Press **Run**. The captions go to `metadata.csv` in the folder; captions that are there already are kept.
+4. Press **Run**. The captions go to `metadata.csv` in the folder; captions that are there already are kept. *Edit captions…* is where you look through them.
 
 ## 为一个文件夹的图片生成标注
 
-1. 把图片放入 `input/my_pictures`，按 **R** 刷新并选择该文件夹。
+1. 把图片或 zip 拖到 *Load Dataset* 上：它们会存入新文件夹，并自动选中。
 2. 把 open_clip 模型（例如 `ViT-B-32.safetensors`）放入 `models/open_clip`，并在 *Auto Caption* 中选择它。
 3. `labels` 列出 CLIP 挑选的词表；自己的词一行一组：`动物: 猫, 狗, 鸟`。
-4. 点击 **运行**。标注写入该文件夹的 `metadata.csv`；已有的标注会保留。
+4. 点击 **运行**。标注写入该文件夹的 `metadata.csv`；已有的标注会保留。点“编辑标注…”逐张检查。
 """},
 }
 

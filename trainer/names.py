@@ -6,8 +6,8 @@ from .errors import LoomError
 _WINDOWS = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
 
-def check_name(name: str, what: str = "TrainLoRA.name") -> str:
-    """The name, which `what` takes, if it is a plain file name on every system; raises LoomError otherwise.
+def check_name(name: str, what: str = "TrainLoRA.name", most: int = 120) -> str:
+    """The name, which `what` takes, if it is a plain file name of up to `most` bytes on every system; raises LoomError otherwise.
 
     One level of sub-folders would leave ComfyUI's loras folder to chance, so separators are refused too.
     """
@@ -23,6 +23,6 @@ def check_name(name: str, what: str = "TrainLoRA.name") -> str:
         raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it")
     if name.split(".")[0].lower() in _WINDOWS:
         raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}")
-    if len(name.encode("utf-8")) > 120:
-        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: {what} takes up to 120")
+    if len(name.encode("utf-8")) > most:
+        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: {what} takes up to {most}")
     return name

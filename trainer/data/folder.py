@@ -21,7 +21,8 @@ from .embedded import from_pictures
 from .masks import MASKS, mask_files
 from .pictures import SUFFIXES, header, open_picture, reason
 
-__all__ = ["Dataset", "Picture", "fingerprint", "list_dataset", "open_picture", "read_dataset", "word_pattern"]
+__all__ = ["Dataset", "Picture", "fingerprint", "list_captions", "list_dataset", "open_picture", "read_dataset", "word_pattern"]
+
 
 def read_dataset(folder: str | Path, *, poll: Callable[[], object] | None = None, progress: Callable[[int, int], object] | None = None,
                  index: Path | None = None, **settings: Any) -> Dataset:
@@ -123,6 +124,29 @@ def fingerprint(folder: str | Path, leave_out: Collection[str] = ()) -> str:
     except (OSError, TypeError, ValueError):
         return "unreadable"
     return digest.hexdigest()
+
+
+def list_captions(folder: str | Path, caption_source: str = "auto") -> tuple[dict[str, Path], dict[str, str], dict[str, str], tuple[str, ...]]:
+    """({picture: path}, {picture: caption}, {picture: where that came from}, warnings), in natural order. Only where nothing else holds a
+    caption is a picture opened, for what its header may hold."""
+    files, _ = _walk(Path(folder))
+    names = [name for name in files if name.lower().endswith(SUFFIXES)]
+    masks = set(mask_files(names).values())
+    names = [name for name in names if name not in masks]
+    return {name: files[name] for name in names}, *_captions(Path(folder), files, names, _Infos(files), caption_source)
+
+
+class _Infos(dict):
+    """{picture: Pillow's `info`}, read when it is asked for; nothing of a broken one."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self.files = files
+
+    def __missing__(self, name: str) -> dict[str, object]:
+        try:
+            return header(self.files[name])[2]
+        except Exception:  # as above: this is no place to tell of it
+            return {}
 
 
 def _check(name: str, value: int, low: int, high: int) -> None:

@@ -1,0 +1,81 @@
+// Pictures, folders and zips from the user's disk into a new folder of ComfyUI's input folder, and what was left out of them.
+import { api } from "../../scripts/api.js";
+import { words } from "./captions_words.mjs";
+import { el, openModal } from "./modal.mjs";
+
+const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
+export const dragged = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
+
+// [{file, path}] of what was dropped, folders with all that is in them. What was dropped must be asked for before anything else is awaited.
+export async function droppedFiles(transfer) {
+    const items = [...transfer.items].filter((item) => item.kind === "file"), entries = items.map((item) => item.webkitGetAsEntry?.());
+    if (entries.some((entry) => !entry)) return [...transfer.files].map((file) => ({ file, path: file.name }));
+    const found = [];
+    const walk = async (entry, inside) => {
+        const path = inside + entry.name;
+        if (entry.isFile) return found.push({ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), path });
+        const reader = entry.createReader();
+        for (let some; (some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))).length;) for (const one of some) await walk(one, `${path}/`);
+    };
+    for (const entry of entries) await walk(entry, "");
+    return found;
+}
+
+export function pickFiles() {
+    return new Promise((resolve) => {
+        const input = el("input", { type: "file", multiple: true, accept: "image/*,.avif,.tif,.tiff,.zip,.txt,.caption,.csv,.jsonl" });
+        input.onchange = () => resolve([...input.files].map((file) => ({ file, path: file.name })));
+        input.oncancel = () => resolve([]);
+        input.click();
+    });
+}
+
+// A name to begin with: the zip's, the folder's, else one that says nothing.
+function suggestion(files) {
+    const top = new Set(files.map(({ path }) => (path.includes("/") ? path.split("/")[0] : "")));
+    const zip = files.length === 1 && /\.zip$/i.test(files[0].path) ? files[0].path.replace(/\.zip$/i, "") : "";
+    const name = zip || (top.size === 1 ? [...top][0] : "") || "pictures";
+    return name.replace(/[\\/:*?"<>|\p{C}]/gu, "_").replace(/^[ .]+|[ .]+$/g, "").slice(0, 40) || "pictures";
+}
+
+export function askName(files) {
+    return new Promise((resolve) => {
+        const w = words(), { dialog, close } = openModal(w.newFolder, "small"), total = files.reduce((sum, { file }) => sum + file.size, 0);
+        const name = el("input", { type: "text", value: suggestion(files), required: true, maxLength: 100, "aria-label": w.folderName });
+        let answer = null;
+        dialog.append(el("form", { onsubmit: (event) => { event.preventDefault(); answer = name.value.trim(); close(); } }, el("h2", { textContent: w.newFolder }),
+            el("div", { className: "soft", textContent: w.files(files.length, size(total)) }), name,
+            el("div", { className: "right" }, el("button", { type: "button", textContent: w.cancel, onclick: close }), el("button", { type: "submit", className: "strong", textContent: w.start }))));
+        dialog.addEventListener("gone", () => resolve(answer));
+        name.select();
+    });
+}
+
+// Resolves to the server's {folder, files, refused, notes, error}, whatever came of it. progress(0…1); `signal` cancels.
+export function send(files, name, progress, signal) {
+    return new Promise((resolve) => {
+        const form = new FormData(), request = new XMLHttpRequest();  // fetch tells nothing of how much has been sent
+        for (const { file, path } of files) form.append("file", file, path);
+        request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
+        request.responseType = "json";
+        request.onload = () => resolve(request.response ?? { error: `${request.status} ${request.statusText}` });
+        request.onerror = () => resolve({ error: words().lost });
+        request.onabort = () => resolve({ error: words().cancelled });
+        signal.addEventListener("abort", () => request.abort());
+        request.open("POST", api.apiURL(`/lora_loom/dataset/upload?${new URLSearchParams({ name })}`));
+        request.send(form);
+    });
+}
+
+// What was left out and why; nothing where there is nothing to say.
+export function showRefused({ error, refused = [], notes = [] }) {
+    if (!error && !refused.length && !notes.length) return;
+    const w = words(), { dialog, close } = openModal(w.refusedTitle, "small");
+    const title = error ? w.nothing : refused.length ? w.refusedTitle : w.notesTitle;
+    dialog.append(el("div", { className: "body" }, el("h2", { textContent: title }),
+        error ? el("div", { textContent: error }) : null, ...notes.map((note) => el("div", { className: "soft", textContent: note })),
+        el("ul", { className: "list" }, ...refused.slice(0, 500).map(([name, why]) => el("li", {}, el("b", { textContent: name }), el("span", { className: "soft", textContent: why }))),
+            ...(refused.length > 500 ? [el("li", { textContent: w.more(refused.length - 500) })] : [])),
+        el("div", { className: "right" }, el("button", { className: "strong", textContent: w.close, onclick: close }))));
+    dialog.querySelector("button").focus();
+}
