@@ -9,7 +9,7 @@ from ..trainer.data.buckets import bucket_for, fit, to_tensor
 from ..trainer.data.masks import MASKS
 from ..trainer.data.pictures import open_picture
 from ..trainer.errors import LoomError
-from . import events, folders
+from . import events, folders, quality
 from .schema import Dataset, io, output, schema, widget
 
 SOURCES = ["auto", "metadata", "sidecar", "folder name", "none"]
@@ -61,6 +61,9 @@ class LoadDataset(io.ComfyNode):
                        tooltip="Keep aspect ratios by training each picture in the bucket nearest to its shape. Off: square crops."),
                 widget(io.Combo, "masks", options=list(MASKS), default="none", optional=True, advanced=True,
                        tooltip="Train on the subject alone. alpha: by the pictures' transparency; files: cat-masklabel.png or masks/cat.png, white counts."),
+                widget(io.Boolean, "check_pictures", default=True, optional=True, advanced=True,
+                       tooltip="Report on every picture: copies, blur, exposure, cropping, captions. What was measured once is remembered."),
+                widget(io.Clip, "clip", optional=True, advanced=True, tooltip="Counts the captions' tokens, where connected."),
             ],
             outputs=[output(Dataset, "dataset"), output(io.Image, "images", is_output_list=True), output(io.String, "report")],
             hidden=[io.Hidden.unique_id],
@@ -80,14 +83,17 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     @events.errors_shown
-    def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none") -> io.NodeOutput:
+    def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none",
+                check_pictures=True, clip=None) -> io.NodeOutput:
         found = reading.read_dataset(
             folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
             repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", poll=events.interrupted)
         shown = _images(found)
-        report = found.report() + (f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else "")
-        events.show(cls.hidden.unique_id, report)
-        return io.NodeOutput(found, shown, report)
+        report, drawn = quality.report(found, cls.hidden.unique_id, clip) if check_pictures else (found.report(), None)
+        if not check_pictures:
+            events.show(cls.hidden.unique_id, report)
+        report += f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else ""
+        return io.NodeOutput(found, shown, report, ui=drawn)
 
 
 def _images(found: reading.Dataset) -> list[torch.Tensor]:

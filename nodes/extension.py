@@ -1,10 +1,11 @@
 """The list of nodes that ComfyUI asks for."""
 from __future__ import annotations
 
-from . import folders, routes
+from . import folders, report_routes, routes
 from .caption import AutoCaption
 from .config import LoRAConfig
 from .dataset import LoadDataset
+from .filter import FilterDataset
 from .preview import PreviewSample
 from .schema import ComfyExtension, io
 from .toy import ToyBase
@@ -16,4 +17,5 @@ class LoraLoom(ComfyExtension):
         folders.register()  # not in on_load, which 0.3.64 never calls
         folders.bring_example()
         routes.register()
-        return [LoadDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]
+        report_routes.register()
+        return [LoadDataset, FilterDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]

@@ -22,8 +22,8 @@ _log = logging.getLogger("lora_loom")
 
 
 def register() -> None:
-    """Folders that users may put in extra_model_paths.yaml: `datasets` and `open_clip`; and theirs for presets."""
-    for kind in ("datasets", "open_clip"):
+    """Folders that users may put in extra_model_paths.yaml: `datasets`, `open_clip` and `aesthetic`; and theirs for presets."""
+    for kind in ("datasets", "open_clip", "aesthetic"):
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
     presets.add_folder(Path(folder_paths.get_user_directory(), "lora_loom", "presets"))
 
@@ -128,3 +128,22 @@ def dataset(name: str) -> Path:
 
 def clip_folders() -> list[Path]:
     return [Path(p) for p in folder_paths.get_folder_paths("open_clip")]
+
+
+def measures() -> Path:
+    """Where the report remembers what it has measured of pictures."""
+    return runs() / ".cache" / "measures"
+
+
+def aesthetic_heads() -> list[str]:
+    """Names of the heads that FilterDataset may take; pickles are not among them."""
+    return [name for name in folder_paths.get_filename_list("aesthetic") if name.endswith(".safetensors")]
+
+
+def aesthetic_head(name: str) -> Path:
+    """The head of that name. LoomError where it is missing."""
+    found = folder_paths.get_full_path("aesthetic", name)
+    if found is None:
+        raise LoomError(f"aesthetic_head {name!r} is not there: FilterDataset.aesthetic_head takes a .safetensors file from models/aesthetic; "
+                        "copy LAION's head there (as safetensors), or choose none")
+    return Path(found)

@@ -16,7 +16,7 @@ CLIPPED = 0.5  # of all pixels quite black or quite white
 CROPPED = 0.2  # of the area
 FAR_SMALLER = 0.5  # of the area that the resolution asks for
 
-_SMALL = re.compile(r"is below min_size")
+_SMALL, _CAPTIONLESS = re.compile("is below min_size"), re.compile("have no caption and are trained with")
 FILTERED = "Filter Dataset: "  # what filters.py puts before its reasons
 
 
@@ -34,6 +34,13 @@ def left_out(seen: Seen) -> Iterator[Finding]:
                       "shorter side may have; add larger ones, or lower min_size", small, {"n": len(small), "min_size": seen.dataset.min_size})
     if filtered:
         yield Finding("filtered", "note", f"{pictures_(len(filtered), True)} left out by a filter, not deleted", filtered, {"n": len(filtered)})
+
+
+def reading(seen: Seen) -> Iterator[Finding]:
+    """What the reader of the folder has said; of missing captions there is a check of its own."""
+    for warning in seen.dataset.warnings:
+        if not _CAPTIONLESS.search(warning):
+            yield Finding("reading", "warning", warning)
 
 
 def small(seen: Seen) -> Iterator[Finding]:
@@ -77,7 +84,9 @@ def copies(seen: Seen) -> Iterator[Finding]:
 
 def near_copies(seen: Seen) -> tuple[dict[str, str], dict[str, str]]:
     """({name: what it looks like}, the same of mirror images); of each the largest is kept. Copies of whole files are not among them."""
-    once = {look.digest: (picture, measures) for picture, measures in seen.measured() for look in [seen.looks[picture.name]]}
+    once: dict[str, tuple] = {}
+    for picture, measures in seen.measured():
+        once.setdefault(seen.looks[picture.name].digest, (picture, measures))
     rows = list(once.values())
     order = sorted(range(len(rows)), key=lambda i: -rows[i][0].width * rows[i][0].height)
     found: tuple[dict[str, str], dict[str, str]] = {}, {}

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from .findings import SEVERITIES, Finding, Seen, Training, cropped
 from .folder import Dataset
 from .measured import measure_all
 
-__all__ = ["Bucket", "Finding", "Report", "Training", "about_training", "examine", "look"]
+__all__ = ["Bucket", "Finding", "Report", "Training", "about_training", "examine", "look", "whole_text"]
 
 # In the order of a run: what is there, what it looks like, how it is trained, what is said of it.
-CHECKS = (picture_checks.left_out, picture_checks.copies, picture_checks.blurred, picture_checks.exposure, picture_checks.small, picture_checks.cropping,
-          picture_checks.batches, caption_checks.missing, caption_checks.identical, caption_checks.trigger, caption_checks.long_captions,
-          caption_checks.how_many)
+CHECKS = (picture_checks.left_out, picture_checks.reading, picture_checks.copies, picture_checks.blurred, picture_checks.exposure, picture_checks.small,
+          picture_checks.cropping, picture_checks.batches, caption_checks.missing, caption_checks.identical, caption_checks.trigger,
+          caption_checks.long_captions, caption_checks.how_many)
 OF_THE_TRAINING = (picture_checks.batches, caption_checks.long_captions, caption_checks.how_many)
 LARGEST = 1024  # the area that pictures are measured at goes with the resolution, up to this side
 
@@ -78,6 +79,11 @@ def look(dataset: Dataset, training: Training | None = None, *, cache: Path | No
          poll: Callable[[], object] | None = None) -> Seen:
     """The dataset with its pictures measured."""
     return Seen(dataset, training or Training(), measure_all(dataset, min(dataset.resolution, LARGEST), cache, progress, poll))
+
+
+def whole_text(dataset: Dataset, report: Report) -> str:
+    """What the dataset is, and then the report on it; what both would say is said once."""
+    return f"{dataclasses.replace(dataset, left_out=(), warnings=()).report()}\n\n{report}"
 
 
 def about_training(dataset: Dataset, training: Training) -> tuple[Finding, ...]:
