@@ -16,7 +16,8 @@ class FilterDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "FilterDataset", "Filter Dataset", search_aliases=["dataset quality", "duplicates", "aesthetic", "clip score", "clean dataset"],
+            "FilterDataset", "Filter Dataset", has_intermediate_output=True,
+            search_aliases=["dataset quality", "duplicates", "aesthetic", "clip score", "clean dataset"],
             description="Leaves pictures out of a dataset: copies, blurred or badly exposed ones, those that do not fit a text, or please too little. "
                         "They are listed in the report and stay in their folder.",
             inputs=[
@@ -44,7 +45,7 @@ class FilterDataset(io.ComfyNode):
         node, kept, lines = cls.hidden.unique_id, dataset, []
         switches = {name for name, on in zip(REPORTED, (duplicates, blurred, badly_exposed)) if on}
         if switches:
-            seen = look(dataset, cache=folders.measures(), progress=quality.progress(node, "looking at pictures", dataset), poll=events.interrupted)
+            seen = look(dataset, cache=folders.measures(), progress=quality.progress(node, dataset), poll=events.interrupted)
             kept = leave_out_reported(seen, switches)
         head = None if aesthetic_head in (None, NONE) else folders.aesthetic_head(aesthetic_head)
         if model in (None, NONE) and (head or prompt.strip()):
@@ -64,7 +65,7 @@ def _by_model(node, dataset: Pictures, path, prompt: str, min_similarity: float,
     comfy.model_management.free_memory(path.stat().st_size * 1.5 if path.is_file() else 3e9, device)
     tagger = clip_tags.load(path, device)
     try:
-        features = scores.image_features(tagger, dataset, quality.progress(node, "scoring", dataset), events.interrupted)
+        features = scores.image_features(tagger, dataset, quality.progress(node, dataset), events.interrupted)
         found: dict[str, tuple[list[float], float]] = {}
         if prompt.strip():
             found["similarity"] = (scores.similarities(tagger, features, prompt), min_similarity)

@@ -16,9 +16,8 @@ _NAMES = 100  # pictures of a finding that the page gets: ComfyUI keeps outputs 
 
 def report(dataset: Dataset, node_id: Any, clip: Any = None) -> tuple[str, dict[str, list]]:
     """(text, the node's `ui` output) of the report on a dataset; every picture is looked at."""
-    made = examine(dataset, Training(encoders=text_encoders(clip)), cache=folders.measures(), progress=progress(node_id, "looking at pictures", dataset),
-                   poll=events.interrupted)
-    events.show(node_id, made.summary())
+    made = examine(dataset, Training(encoders=text_encoders(clip)), cache=folders.measures(), progress=progress(node_id, dataset), poll=events.interrupted)
+    events.settle(node_id, made.summary())
     return whole_text(dataset, made), drawn(made)
 
 
@@ -26,16 +25,9 @@ def drawn(made: Report) -> dict[str, list]:
     return {UI: [made.to_dict(_NAMES)]}
 
 
-def progress(node_id: Any, doing: str, dataset: Dataset):
-    """progress(done, total) for a pass over the pictures: the node's bar, and now and then its text."""
-    bar = comfy.utils.ProgressBar(len(dataset.pictures), node_id=node_id)
-
-    def shown(done: int, total: int) -> None:
-        bar.update_absolute(done, total)
-        if done % 50 == 0 or done == total:
-            events.show(node_id, f"{doing} {done}/{total}")
-
-    return shown
+def progress(node_id: Any, dataset: Dataset):
+    """progress(done, total) for a pass over the pictures: the node's bar."""
+    return comfy.utils.ProgressBar(len(dataset.pictures), node_id=node_id).update_absolute
 
 
 def remarks(base: Any, dataset: Dataset, config: Any) -> list[str]:

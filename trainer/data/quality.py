@@ -23,14 +23,15 @@ _BOX = 11  # pixels of the second blur; Crete et al. found 9 to 11 to tell best
 
 @dataclass(frozen=True)
 class Measures:
-    """blur: 0 sharp to 1 blurred, of the picture's sharpest part; None where there is nothing to see. dark, middle, bright:
-    the luma (0 to 255) below which 1, 50 and 99 % of the pixels are. black, white: shares of pixels without any detail left.
-    look, mirrored: 64-bit perceptual hashes of the picture and of its mirror image. thumbnail: 8x8 RGB bytes as hex."""
+    """blur: 0 sharp to 1 blurred, of the picture's sharpest part; None where there is nothing to see. dark, bright: below which value
+    (0 to 255) 1 and 99 % of all red, green and blue are; contrast: how far these are apart in the channel where it is most. black,
+    white: shares of pixels without any detail left. look, mirrored: 64-bit perceptual hashes of the picture and of its mirror image.
+    thumbnail: 8x8 RGB bytes as hex."""
 
     blur: float | None
     dark: int
-    middle: int
     bright: int
+    contrast: int
     black: float
     white: float
     look: int
@@ -46,7 +47,7 @@ class Measures:
         found = cls(**tree)
         if not (found.blur is None or isinstance(found.blur, float)) or len(bytes.fromhex(found.thumbnail)) != _THUMB * _THUMB * 3:
             raise ValueError("no measures")
-        numbers = (found.dark, found.middle, found.bright, found.black, found.white, found.look, found.mirrored)
+        numbers = (found.dark, found.bright, found.contrast, found.black, found.white, found.look, found.mirrored)
         if not all(isinstance(n, (int, float)) and 0 <= n < 2**64 for n in numbers) or not all(isinstance(n, int) for n in numbers[-2:]):
             raise ValueError("no measures")
         return found
@@ -56,12 +57,20 @@ def measure(data: bytes, side: int) -> Measures:
     """Measures of a picture file's bytes, as it looks at an area of `side` x `side` pixels. Raises whatever Pillow raises."""
     image = reduced(data, side)
     luma = image.convert("L")
-    levels = np.bincount(np.asarray(luma).ravel(), minlength=256)
-    dark, middle, bright = (int(np.searchsorted(levels.cumsum(), share * levels.sum())) for share in (0.01, 0.5, 0.99))
+    levels = np.array(image.histogram()).reshape(3, 256)
+    dark, bright = _percentiles(levels.sum(0))
+    contrast = max(high - low for low, high in map(_percentiles, levels))
+    shades = np.array(luma.histogram()) / (luma.width * luma.height)
     look, mirrored = perceptual_hash(luma)
-    return Measures(blur(np.asarray(luma, dtype=np.float32)), dark, middle, bright, round(levels[:3].sum() / levels.sum(), 4),
-                    round(levels[253:].sum() / levels.sum(), 4), look, mirrored,
+    return Measures(blur(np.asarray(luma, dtype=np.float32)), dark, bright, contrast,
+                    round(float(shades[:3].sum()), 4), round(float(shades[253:].sum()), 4), look, mirrored,
                     image.resize((_THUMB, _THUMB), Image.Resampling.BOX).tobytes().hex())
+
+
+def _percentiles(levels: np.ndarray) -> tuple[int, int]:
+    """The values below which 1 and 99 % of a histogram are."""
+    low, high = np.searchsorted(levels.cumsum(), np.array([0.01, 0.99]) * levels.sum())
+    return int(low), int(high)
 
 
 def reduced(data: bytes, side: int) -> Image.Image:
@@ -117,8 +126,10 @@ def blur(luma: np.ndarray) -> float | None:
     total = lambda values: np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1).astype(np.float64)
     pixels, sums = total(np.ones_like(luma)), total(luma)
     spread = np.sqrt(np.maximum(0, total(luma * luma) / pixels - (sums / pixels) ** 2))
-    kept = [1 - total(lost) / np.maximum(total(edges), 1e-9) for edges, lost in (across, down)]
-    found = np.maximum(*kept)[spread >= _CONTRAST]
+    strength, gone = ([total(part) for part in parts] for parts in zip(across, down))
+    kept = np.maximum(*(1 - lost / np.maximum(edges, 1e-9) for edges, lost in zip(strength, gone)))
+    edges = np.where(spread >= _CONTRAST, sum(strength) / pixels, 0)
+    found = kept[(edges > 0) & (edges >= edges.max() / 2)]  # in weaker ones there may be nothing but grain
     return round(float(found.min()), 4) if found.size else None
 
 

@@ -22,7 +22,7 @@ CHECKS = (picture_checks.left_out, picture_checks.reading, picture_checks.copies
           picture_checks.cropping, picture_checks.batches, caption_checks.missing, caption_checks.identical, caption_checks.trigger,
           caption_checks.long_captions, caption_checks.how_many)
 OF_THE_TRAINING = (picture_checks.batches, caption_checks.long_captions, caption_checks.how_many)
-LARGEST = 1024  # the area that pictures are measured at goes with the resolution, up to this side
+MEASURED = (256, 1024)  # the side of the area that pictures are measured at is the resolution, within these
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def examine(dataset: Dataset, training: Training | None = None, *, cache: Path |
 def look(dataset: Dataset, training: Training | None = None, *, cache: Path | None = None, progress: Callable[[int, int], object] | None = None,
          poll: Callable[[], object] | None = None) -> Seen:
     """The dataset with its pictures measured."""
-    return Seen(dataset, training or Training(), measure_all(dataset, min(dataset.resolution, LARGEST), cache, progress, poll))
+    return Seen(dataset, training or Training(), measure_all(dataset, min(max(dataset.resolution, MEASURED[0]), MEASURED[1]), cache, progress, poll))
 
 
 def whole_text(dataset: Dataset, report: Report) -> str:
