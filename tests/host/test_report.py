@@ -30,6 +30,7 @@ node = workflows.node
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
     path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
     base = tmp_path_factory.mktemp(f"report_{request.param}")
+    workflows.settle(base)
     home = base / "input" / "图 set"
     home.mkdir(parents=True)
     for name in ("astronaut", "chelsea", "coffee", "camera"):
