@@ -11,7 +11,7 @@ from ..trainer.data.captions import SOURCES
 from ..trainer.data.masks import MASKS
 from ..trainer.data.pictures import open_picture
 from ..trainer.errors import LoomError
-from . import events, folders
+from . import events, folders, quality
 from .schema import Dataset, io, output, schema, widget
 
 _SHOWN = 200  # pictures in the `images` output: more would not fit in memory
@@ -42,7 +42,7 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "LoadDataset", "Load Dataset", search_aliases=["training data", "image folder", "dataset", "kohya", "lora"],
+            "LoadDataset", "Load Dataset", has_intermediate_output=True, search_aliases=["training data", "image folder", "dataset", "kohya", "lora"],
             description="Pictures with captions from a folder inside ComfyUI's input folder (or a registered datasets folder).",
             inputs=[
                 widget(io.Combo, "folder", options=folders.dataset_names(),
@@ -67,6 +67,9 @@ class LoadDataset(io.ComfyNode):
                        tooltip="Further resolutions, with commas: each picture is also trained at those that it is large enough for."),
                 widget(io.Boolean, "upscale", default=False, optional=True, advanced=True,
                        tooltip="Enlarge pictures that are smaller than the resolution, instead of training them at their own size."),
+                widget(io.Boolean, "check_pictures", default=True, optional=True, advanced=True,
+                       tooltip="Report on every picture: copies, blur, exposure, cropping, captions. What was measured once is remembered."),
+                widget(io.Clip, "clip", optional=True, advanced=True, tooltip="Counts the captions' tokens, where connected."),
             ],
             outputs=[output(Dataset, "dataset"), output(io.Image, "images", is_output_list=True), output(io.String, "report")],
             hidden=[io.Hidden.unique_id],
@@ -87,15 +90,17 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     @events.errors_shown
     def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none",
-                more_resolutions="", upscale=False) -> io.NodeOutput:
+                more_resolutions="", upscale=False, check_pictures=True, clip=None) -> io.NodeOutput:
         found = reading.read_dataset(
             folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
             repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", more_resolutions=resolutions(more_resolutions), upscale=bool(upscale),
             poll=events.interrupted, progress=events.counter(cls.hidden.unique_id, "reading pictures"), index=folders.cache() / "pictures")
         shown = images(found)
-        report = found.report() + (f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else "")
-        events.show(cls.hidden.unique_id, report)
-        return io.NodeOutput(found, shown, report)
+        report, drawn = quality.report(found, cls.hidden.unique_id, clip) if check_pictures else (found.report(), None)
+        if not check_pictures:
+            events.show(cls.hidden.unique_id, report)
+        report += f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else ""
+        return io.NodeOutput(found, shown, report, ui=drawn)
 
 
 def resolutions(text: str) -> tuple[int, ...]:

@@ -31,6 +31,16 @@ def show(node_id: Any, text: str) -> None:
         server.send_progress_text(text, str(node_id))
 
 
+_in_error: set[str] = set()  # nodes whose text is an error
+
+
+def settle(node_id: Any, text: str) -> None:
+    """`show`, for a node that draws its result elsewhere: the text is needed only in the place of an error."""
+    if str(node_id) in _in_error:
+        _in_error.discard(str(node_id))
+        show(node_id, text)
+
+
 def verdict(check: Callable[[Any], Any], value: Any) -> bool | str:
     """What validate_inputs answers: True, or why `check` refuses the value. None stands for a linked input, which execute checks."""
     try:
@@ -50,6 +60,7 @@ def errors_shown(execute: Callable) -> Callable:
             return execute(cls, *args, **values)
         except LoomError as error:
             show(cls.hidden.unique_id, f"Error: {error}")
+            _in_error.add(str(cls.hidden.unique_id))
             raise
 
     return shown

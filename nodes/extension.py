@@ -1,11 +1,12 @@
 """The list of nodes that ComfyUI asks for."""
 from __future__ import annotations
 
-from . import folders, routes
+from . import folders, report_routes, routes
 from .augment import AugmentDataset
 from .caption import AutoCaption
 from .config import LoRAConfig
 from .dataset import LoadDataset
+from .filter import FilterDataset
 from .preview import PreviewSample
 from .schema import ComfyExtension, io
 from .toy import ToyBase
@@ -17,4 +18,5 @@ class LoraLoom(ComfyExtension):
         folders.register()  # not in on_load, which 0.3.64 never calls
         folders.bring_example()
         routes.register()
-        return [LoadDataset, AugmentDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]
+        report_routes.register()
+        return [LoadDataset, AugmentDataset, FilterDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]

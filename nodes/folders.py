@@ -24,8 +24,8 @@ _log = logging.getLogger("lora_loom")
 
 
 def register() -> None:
-    """Folders that users may put in extra_model_paths.yaml: `datasets`, and those of the captioning models; and theirs for presets."""
-    for kind in ("datasets", *_CAPTIONERS):
+    """Folders that users may put in extra_model_paths.yaml: `datasets`, `aesthetic`, and those of the captioning models; and theirs for presets."""
+    for kind in ("datasets", "aesthetic", *_CAPTIONERS):
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
     presets.add_folder(Path(folder_paths.get_user_directory(), "lora_loom", "presets"))
 
@@ -135,3 +135,26 @@ def dataset(name: str) -> Path:
 def caption_models() -> list[Path]:
     """Where captioning models lie; every method looks in all of them."""
     return [Path(path) for kind in _CAPTIONERS for path in folder_paths.get_folder_paths(kind)]
+
+
+def clip_folders() -> list[Path]:
+    return [Path(p) for p in folder_paths.get_folder_paths("open_clip")]
+
+
+def measures() -> Path:
+    """Where the report remembers what it has measured of pictures."""
+    return cache() / "measures"
+
+
+def aesthetic_heads() -> list[str]:
+    """Names of the heads that FilterDataset may take; pickles are not among them."""
+    return [name for name in folder_paths.get_filename_list("aesthetic") if name.endswith(".safetensors")]
+
+
+def aesthetic_head(name: str) -> Path:
+    """The head of that name. LoomError where it is missing."""
+    found = folder_paths.get_full_path("aesthetic", name)
+    if found is None:
+        raise LoomError(f"aesthetic_head {name!r} is not there: FilterDataset.aesthetic_head takes a .safetensors file from models/aesthetic; "
+                        "copy LAION's head there (as safetensors), or choose none")
+    return Path(found)

@@ -22,7 +22,8 @@ def _known(callable_: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema(node_id: str, display_name: str, **values: Any) -> io.Schema:
-    """A node's schema in our category. `search_aliases` and the like exist only in newer ComfyUIs."""
+    """A node's schema in our category. `search_aliases` and the like exist only in newer ComfyUIs; has_intermediate_output: the
+    page is told of the node's `ui` again where its result comes from the cache."""
     return io.Schema(**_known(io.Schema, {"node_id": node_id, "display_name": display_name, "category": CATEGORY, **values}))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from ..trainer import job
 from ..trainer.config import LoomConfig, SampleConfig, TrainConfig
 from ..trainer.names import check_name
-from . import events, folders
+from . import events, folders, quality
 from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schema, widget
 
 _LOADERS = ("ckpt_name", "unet_name", "model_name", "base")
@@ -74,9 +74,10 @@ class TrainLoRA(io.ComfyNode):
                                 samples={"sample_steps": sample_steps, "sample_prompts": tuple(p.strip() for p in sample_prompts.splitlines() if p.strip()),
                                          "sample_negative": sample_negative, "sample_seed": sample_seed, "sample_cfg": sample_cfg})
         base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
+        remarks = quality.remarks(base, dataset, config)
         result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id),
                            init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
-        events.show(cls.hidden.unique_id, result.report)
+        events.show(cls.hidden.unique_id, "\n".join([result.report, *remarks]))
         trained, trained_clip = base.with_lora(result.lora)
         return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path), ui=folders.shown(result.samples))
 

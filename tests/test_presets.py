@@ -43,6 +43,13 @@ def test_a_preset_holds_plain_numbers(name):
             assert isinstance(value, str) == isinstance(default[part][field], str), (part, field, value)
 
 
+@pytest.mark.parametrize("name", presets.names())
+def test_a_preset_s_description_and_its_number_of_pictures_agree(name):
+    low, high = presets.merge(presets.load(name), {}).train.pictures
+    said = [int(n) for text in [presets.Preset(name).about("en")[1]] for n in re.findall(r"(\d+)(?= (?:to|or more)[^.;]*(?:pictures|photos|paintings))", text)]
+    assert not said or said[0] == low <= high
+
+
 def test_given_values_win():
     config = presets.merge(presets.load("low vram"), {"adapter": {"rank": 4}, "optim": {"learning_rate": "5e-5"}})
     assert (config.adapter.rank, config.adapter.alpha) == (4, 8.0)

@@ -159,7 +159,7 @@ def test_every_key_arrives(folder):
                  "mode_scale": 1.0, "timestep_shift": "constant", "shift": 2.5, "unmasked_weight": 0.2, "min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2, "preservation": 1.5, "preservation_words": ["mug", "cup"]},
         "data": {"shuffle_tags": True, "keep_tokens": 2, "tag_dropout": 0.1, "caption_variants": 4, "cache": False},
         "train": {"steps": 0, "epochs": 7, "batch_size": 2, "gradient_accumulation_steps": 3, "precision": "bf16",
-                  "gradient_checkpointing": True, "seed": 42, "validation_steps": 100, "validation_split": 0.2},
+                  "gradient_checkpointing": True, "seed": 42, "validation_steps": 100, "validation_split": 0.2, "pictures": [10, 20]},
         "samples": {"sample_steps": 25, "sample_prompts": ["a mug", "一只杯子"], "sample_negative": "blurry", "sample_seed": 9, "sample_cfg": 4.0},
         "output": {"name": "my_织机", "save_steps": 50, "keep_checkpoints": 3, "save_minutes": 3.0, "save_dtype": "bf16"},
     }
@@ -342,5 +342,7 @@ def test_the_readmes_example_is_right_and_they_name_every_key(folder, readme, pi
 
 
 def test_every_setting_has_a_key() -> None:
-    settings = {f"{part}.{name}" for part, values in LoomConfig().to_dict().items() for name in values} - {"adapter.targets"}  # lora_target_modules sets both
+    settings = {f"{part}.{name}" for part, values in LoomConfig().to_dict().items() for name in values} - {
+        "adapter.targets",  # lora_target_modules sets both
+        "train.pictures"}  # a preset's own
     assert settings <= {key.where for key in KEYS}

@@ -1,4 +1,4 @@
-"""`lora-loom train · caption · demo`: the trainer without a canvas.
+"""`lora-loom train · check · caption · demo`: the trainer without a canvas.
 
 Knows arguments, a terminal and Ctrl-C; what a training is, it leaves to job.py. torch and its kin are imported inside the
 commands, so that `--help` and a mistake in the YAML answer at once.
@@ -62,13 +62,24 @@ class _Keys(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lora-loom", description="Train LoRAs from the command line; the same trainer as on ComfyUI's canvas.")
     parser.add_argument("--version", action="version", version=f"lora-loom {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="train | caption | demo")
+    commands = parser.add_subparsers(required=True, metavar="train | check | caption | demo")
 
     train = commands.add_parser("train", help="train a LoRA as a YAML file describes it")
     train.add_argument("config", type=Path, help="YAML with lora-scripts' keys: train_data_dir, base_model, lora_rank …")
     train.add_argument("--keys", action=_Keys, nargs=0, help="list the YAML's keys with their defaults, and leave")
     train.add_argument("--dry-run", action="store_true", help="print the resolved plan; load no weights, train nothing")
     train.set_defaults(command=train_command)
+
+    checking = commands.add_parser("check", help="report on a folder of pictures and captions")
+    checking.add_argument("folder", type=Path, metavar="DIR", help="folder with the pictures")
+    checking.add_argument("--resolution", type=int, default=512, help="that they are to be trained at (512)")
+    checking.add_argument("--min-size", type=int, default=0, help="smaller pictures are left out (0: none)")
+    checking.add_argument("--trigger-word", default="", help="the word that is to call what is learned")
+    checking.add_argument("--preset", default="", help="whose number of pictures is to be kept")
+    checking.add_argument("--batch-size", type=int, default=1, help="pictures at once (1)")
+    checking.add_argument("--cache", type=Path, metavar="DIR", help="remember what was measured there, for the next time")
+    checking.add_argument("--json", action="store_true", help="print it as JSON")
+    checking.set_defaults(command=check_command)
 
     add_parser(commands)
 
@@ -96,16 +107,21 @@ def train_from(config: Path, dry_run: bool = False) -> int:
 
     job = load_job(config)
     dataset = read_pictures(job)
+    training = training_of(job)
     if dry_run:
+        from .data.report import examine, whole_text
         from .job import check, plan
 
         check(dataset, job.config)
-        print(describe(job), dataset.report(), "", plan(job.family, dataset, job.config, best_device(job.device)), sep="\n")
+        report = examine(dataset, training, cache=measures(job.output_dir))
+        print(describe(job), whole_text(dataset, report), "", plan(job.family, dataset, job.config, best_device(job.device)), sep="\n")
         return 0
+
+    from .data.report import about_training
 
     for note in job.notes:
         print(f"note: {note}")
-    print(dataset.report(), flush=True)
+    print(dataset.report(), *about_training(dataset, training), sep="\n", flush=True)
     print(f"loading {Path(job.base_model).name}", flush=True)
     from .backbones import diffusers as backbone
     from .job import Hooks, train
@@ -135,6 +151,19 @@ def read_pictures(job):
     captions, notes = from_metadata(job.metadata, [picture.name for picture in dataset.pictures])
     dataset = dataset.with_captions(captions)
     return dataclasses.replace(dataset, warnings=(*dataset.warnings, *notes))
+
+
+def training_of(job):
+    """What the report has to know of a job."""
+    from .backbones.diffusers import text_encoders
+    from .data.report import Training
+
+    return Training(job.family.size_multiple, job.config.train.batch_size, job.config.train.pictures, text_encoders(job.base_model, job.family.id))
+
+
+def measures(output: Path) -> Path | None:
+    """Where a report remembers what it has measured; None where there is no such folder yet, for a look leaves nothing behind."""
+    return output / "lora_loom" / ".cache" / "measures" if output.is_dir() else None
 
 
 class Terminal:
@@ -219,6 +248,26 @@ class Terminal:
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+# ---------------------------------------------------------------- check
+
+def check_command(options: argparse.Namespace) -> int:
+    import json
+
+    from . import presets
+    from .data.folder import read_dataset
+    from .data.report import Training, examine, whole_text
+
+    if not 1 <= options.batch_size <= 256:
+        raise LoomError(f"--batch-size {options.batch_size} is not within 1 to 256: give the training's batch_size")
+    pictures = presets.merge(presets.load(options.preset), {}).train.pictures if options.preset else (0, 0)
+    dataset = read_dataset(options.folder, resolution=options.resolution, min_size=options.min_size, trigger_word=options.trigger_word)
+    live = sys.stderr.isatty()
+    show = lambda done, total: print(f"\rlooking at pictures {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    report = examine(dataset, Training(batch_size=options.batch_size, pictures=pictures), cache=options.cache, progress=show if live else None)
+    print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if options.json else whole_text(dataset, report))
+    return 0
 
 
 # ---------------------------------------------------------------- demo

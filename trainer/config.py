@@ -211,6 +211,7 @@ class TrainConfig:
     seed: int = 0
     validation_steps: int = 0  # validation loss every so many steps; 0 switches it off
     validation_split: float = 0.1  # the share of pictures held out for it; 0: on the training pictures
+    pictures: tuple[int, int] = (10, 20)  # how many these settings are made for, from and to: the report compares; 0, 0: any
 
     def validate(self) -> None:
         _limit("TrainLoRA", "steps", self.steps, 0, 1_000_000)
@@ -223,6 +224,8 @@ class TrainConfig:
         _limit("TrainLoRA", "seed", self.seed, 0, 2**64 - 1)
         _limit("LoRAConfig", "validation_steps", self.validation_steps, 0, 1_000_000)
         _limit("LoRAConfig", "validation_split", self.validation_split, 0, 0.5)
+        if len(self.pictures) != 2 or not 0 <= self.pictures[0] <= self.pictures[1]:
+            raise LoomError(f"pictures is {list(self.pictures)}: it takes how many pictures the settings are made for, from and to, such as [10, 20]")
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,7 @@ class LoomConfig:
         """Plain lists, numbers and strings, fit for YAML and JSON."""
         tree = dataclasses.asdict(self)
         tree["adapter"]["target_modules"] = list(self.adapter.target_modules)
+        tree["train"]["pictures"] = list(self.train.pictures)
         tree["loss"]["preservation_words"] = list(self.loss.preservation_words)
         tree["samples"]["sample_prompts"] = list(self.samples.sample_prompts)
         return tree
@@ -348,7 +352,7 @@ def coerce(name: str, value: Any, like: Any) -> Any:
         if isinstance(like, tuple):
             if isinstance(value, dict) or not isinstance(value, str) and any(v is None or isinstance(v, (bool, dict, list)) for v in value):
                 raise ValueError
-            return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
+            return (value,) if isinstance(value, str) else tuple(coerce(name, v, like[0]) if like else str(v) for v in value)
         if value is None or isinstance(value, (bool, dict, list)):  # YAML reads a bare yes as true
             raise ValueError
         return str(value)

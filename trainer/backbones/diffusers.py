@@ -3,16 +3,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler
 
 from ..devices import best_device, free_memory
 from ..errors import LoomError
-from .diffusers_load import Parts, load_parts
+from .diffusers_load import Parts, folder_tokenizers, load_parts
 from .families import FAMILIES
 from .identity import digest
-from .protocol import Batch, Conditioning, Weights, join_contexts
+from .protocol import Batch, Conditioning, TextEncoder, Weights, join_contexts
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -159,11 +160,28 @@ class DiffusersModel:
         return out.sample.float()
 
 
+WINDOW = 75  # tokens of a caption beside the start and the end
+
+
+def text_encoders(base_model: str, family: str) -> tuple[TextEncoder, ...]:
+    """How the text encoders of a base model read captions; no weights are loaded."""
+
+    def counting(tokenizer):
+        return lambda captions: [len(_ids(tokenizer, caption)) for caption in captions]
+
+    return tuple(TextEncoder(f"CLIP-{name}", counting(tokenizer), WINDOW, True)
+                 for tokenizer, name in zip(folder_tokenizers(Path(base_model), family), "H" if family == "sd2" else "LG"))
+
+
+def _ids(tokenizer, caption: str) -> list[int]:
+    return tokenizer(caption, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+
 def chunks(tokenizer, caption: str) -> torch.Tensor:
     """Token ids (n, 77): long captions fill several windows of 75 tokens, as ComfyUI and kohya do."""
-    ids = tokenizer(caption, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    ids = _ids(tokenizer, caption)
     rows = []
-    for start in range(0, max(len(ids), 1), 75):
-        row = [tokenizer.bos_token_id, *ids[start:start + 75], tokenizer.eos_token_id]
+    for start in range(0, max(len(ids), 1), WINDOW):
+        row = [tokenizer.bos_token_id, *ids[start:start + WINDOW], tokenizer.eos_token_id]
         rows.append(row + [tokenizer.pad_token_id] * (77 - len(row)))
     return torch.tensor(rows)

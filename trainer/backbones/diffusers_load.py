@@ -102,12 +102,17 @@ def _folder(path: Path, dtype: torch.dtype) -> Parts:
     settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     used = {k: settings[k] for k in (*_SCHEDULE, "prediction_type", "rescale_betas_zero_snr") if settings.get(k) is not None}
     family = "sdxl" if len(texts) > 1 else "sd2" if unet.config.cross_attention_dim == 1024 else "sd15"
+    return Parts(family, path.name, unet, vae, texts, folder_tokenizers(path, family), DDPMScheduler(**{**_SCHEDULE, **used}))
+
+
+def folder_tokenizers(path: Path, family: str) -> list[CLIPTokenizer]:
+    """A diffusers folder's own tokenizers, and CLIP's where it has none; also of a single file, which never has one."""
     tokenizers = []
-    for i, folder in enumerate(["tokenizer", "tokenizer_2"][: len(texts)]):
+    for i, folder in enumerate(["tokenizer", "tokenizer_2"][: 2 if family == "sdxl" else 1]):
         own = path / folder
         pads = "!" if family == "sd2" or i == 1 else "<|endoftext|>"
         tokenizers.append(CLIPTokenizer.from_pretrained(own, local_files_only=True) if (own / "vocab.json").is_file() else clip_tokenizer(pads))
-    return Parts(family, path.name, unet, vae, texts, tokenizers, DDPMScheduler(**{**_SCHEDULE, **used}))
+    return tokenizers
 
 
 def _family_of(keys: set[str], shape) -> str:

@@ -119,3 +119,14 @@ def join_contexts(contexts: list[torch.Tensor]) -> torch.Tensor:
     length = math.lcm(*(c.shape[1] for c in contexts))
     length = length if length <= 4 * longest else longest
     return torch.cat([c.repeat(1, -(-length // c.shape[1]), 1)[:, :length] for c in contexts])
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """How a text encoder reads captions: `count` gives the tokens of each; `limit` of them are read at once. Longer captions are
+    read in parts that do not see each other (`windows`), or whole, though longer than what the model was trained on."""
+
+    name: str
+    count: Callable[[list[str]], list[int]]
+    limit: int
+    windows: bool

@@ -31,14 +31,14 @@ def open_picture(path: str | Path) -> Image.Image:
 
 def decode(data: bytes) -> Image.Image:
     """As `open_picture`, from a file's bytes. Raises whatever Pillow raises; `reason` puts that into words."""
-    return _rgb(_upright(data))
+    return as_rgb(_upright(data))
 
 
 def open_mask(path: str | Path, alpha: bool) -> Image.Image | None:
     """What of a picture counts, as L: the picture's own transparency, or a mask file's brightness. None for a picture without transparency."""
     image = _upright(Path(path).read_bytes())
     if not alpha:
-        return _rgb(image).convert("L")
+        return as_rgb(image).convert("L")
     return image.convert("RGBA").getchannel("A") if _transparent(image) else None
 
 
@@ -113,7 +113,8 @@ def strict_pillow() -> Iterator[None]:
                 _strictness.close()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture as RGB: 16 bits scaled to 8, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these at 255 instead of scaling them
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         if image.mode != "F":

@@ -19,7 +19,9 @@ const WORDS = {
 
 export const setting = (name) => app.extensionManager?.setting?.get(name) ?? app.ui?.settings?.getSettingValue?.(name);
 
-export const words = () => WORDS[String(setting("Comfy.Locale") ?? "en").startsWith("zh") ? "zh" : "en"];
+export const chinese = () => String(setting("Comfy.Locale") ?? "en").startsWith("zh");
+
+export const words = () => WORDS[chinese() ? "zh" : "en"];
 
 export function say(severity, detail) {
     app.extensionManager?.toast?.add({ severity, summary: words().failed, detail, life: severity === "error" ? 12000 : 4000 });

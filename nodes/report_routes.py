@@ -1,0 +1,67 @@
+"""GET /lora_loom/report: the quality report of a dataset folder as JSON, for programs and pages. Only folders that LoadDataset may read."""
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+from server import PromptServer
+
+from ..trainer import presets
+from ..trainer.data.folder import read_dataset
+from ..trainer.data.report import Training, examine
+from ..trainer.errors import LoomError
+from . import folders
+
+# read_dataset's own, as in LoadDataset, and what of the training the report asks for
+_TEXTS = {"caption_source": "auto", "trigger_word": "", "masks": "none"}
+_NUMBERS = {"resolution": 512, "min_size": 512, "repeats": 1, "batch_size": 1}
+_SWITCHES = {"flip": False, "buckets": True}
+_NAMES = ("folder", "preset", *_TEXTS, *_NUMBERS, *_SWITCHES)
+
+
+def report(query: Mapping[str, str]) -> dict[str, Any]:
+    """{folder=, resolution=512, …, preset=, batch_size=1} -> Report.to_dict(). LoomError for anything else."""
+    values = _values(query)
+    pictures = presets.merge(presets.load(query["preset"]), {}).train.pictures if query.get("preset") else (0, 0)
+    settings = {name: value for name, value in values.items() if name != "batch_size"}
+    dataset = read_dataset(folders.dataset(query.get("folder", "")), index=folders.cache() / "pictures", **settings)
+    return examine(dataset, Training(batch_size=values["batch_size"], pictures=pictures), cache=folders.measures()).to_dict()
+
+
+def _values(query: Mapping[str, str]) -> dict[str, Any]:
+    unknown = sorted(set(query) - set(_NAMES))
+    if unknown:
+        raise LoomError(f"parameter {unknown[0]!r} is unknown: the report takes {', '.join(_NAMES)}")
+    values: dict[str, Any] = {name: query.get(name, default) for name, default in _TEXTS.items()}
+    for name, default in _NUMBERS.items():
+        text = query.get(name, str(default))
+        if not text.isascii() or not text.isdecimal() or len(text) > 9:
+            raise LoomError(f"{name} is {text[:80]!r}, which is no whole number: the report takes {name}={default}, for example")
+        values[name] = int(text)
+    for name, default in _SWITCHES.items():
+        text = query.get(name, str(default)).lower()
+        if text not in ("true", "false", "1", "0"):
+            raise LoomError(f"{name} is {text[:80]!r}: the report takes {name}=true or {name}=false")
+        values[name] = text in ("true", "1")
+    if not 1 <= values["batch_size"] <= 256:
+        raise LoomError(f"batch_size {values['batch_size']} is not within 1 to 256: give TrainLoRA's batch_size")
+    return values
+
+
+def register() -> None:
+    """Adds the route to ComfyUI's. Without a server (tests) there is nothing to add to."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+    turn = asyncio.Lock()  # one at a time: each decodes pictures in threads of its own
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            async with turn:
+                return web.json_response(await asyncio.to_thread(report, request.rel_url.query))
+        except LoomError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    server.routes.get("/lora_loom/report")(answer)

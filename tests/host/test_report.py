@@ -1,0 +1,212 @@
+"""The quality report in a real ComfyUI: in the nodes, over HTTP, and drawn on the page in both renderers."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFilter
+from skimage import data
+
+host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+KEPT = host.PACK / "artefacts"
+
+
+def by_path(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
+oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+node = workflows.node
+
+
+@pytest.fixture(scope="module", params=["newest", "oldest"])
+def comfy(request, tmp_path_factory: pytest.TempPathFactory):
+    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    base = tmp_path_factory.mktemp(f"report_{request.param}")
+    workflows.settle(base)
+    home = base / "input" / "图 set"
+    home.mkdir(parents=True)
+    for name in ("astronaut", "chelsea", "coffee", "camera"):
+        Image.fromarray(getattr(data, name)()).save(home / f"{name}.png")
+        (home / f"{name}.txt").write_text("a photo" if name != "camera" else "zxmug " + "very " * 90 + "long", encoding="utf-8")
+    Image.open(home / "astronaut.png").resize((400, 400)).save(home / "astronaut again.jpg", quality=60)
+    Image.open(home / "coffee.png").filter(ImageFilter.GaussianBlur(5)).crop((50, 0, 450, 400)).save(home / "soft <b>.png")
+    (home / "broken.png").write_bytes(b"no picture")
+    by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(base / "models" / "open_clip" / "tiny")
+    with host.Comfy(path, base, site) as server:
+        server.which = request.param
+        yield server
+
+
+def graph(clip: bool = False, **changes) -> dict:
+    found = {
+        "2": node("LoadDataset", folder="图 set", resolution=512, min_size=64, caption_source="auto", trigger_word="zxmug", repeats=1, flip=False, buckets=True,
+                  **({"clip": ["1", 1]} if clip else {})),
+        "3": node("PreviewAny", source=["2", 2]),
+        "4": node("FilterDataset", dataset=["2", 0], **{"duplicates": True, "blurred": True, "badly_exposed": False, "model": "none", "prompt": "", "min_similarity": 0.2, **changes}),
+        "5": node("PreviewAny", source=["4", 1]),
+    }
+    return found | ({"1": node("ToyBase")} if clip else {})
+
+
+def test_the_nodes_report(comfy):
+    outcome = comfy.run(graph(clip=True))
+    assert outcome.ending == "execution_success", outcome.error
+    outputs = outcome.history["outputs"]
+    [tree] = outputs["2"]["lora_loom_report"]
+    found = {finding["id"]: finding for finding in tree["findings"]}
+    assert set(found) == {"broken", "alike", "blurred", "smaller", "no_caption", "same_caption", "without_trigger", "long_captions", "few_pictures"}
+    assert found["alike"]["pictures"] == [{"name": "astronaut again.jpg", "detail": "like astronaut.png"}]
+    assert found["long_captions"]["values"] | {"most": 0, "parts": 0} == {"n": 1, "limit": 75, "encoder": "CLIP-L", "most": 0, "windows": True, "parts": 0}
+    text = "".join(outputs["3"]["text"])
+    assert "6 pictures x 1 repeats" in text and all(finding["text"] in text for finding in found.values())
+    [left] = outputs["4"]["lora_loom_report"]
+    assert left["pictures"] == 4 and {p["name"] for f in left["findings"] if f["id"] == "filtered" for p in f["pictures"]} == {"astronaut again.jpg", "soft <b>.png"}
+    assert "2 of 6 pictures left out" in "".join(outputs["5"]["text"])
+    assert len(list((comfy.base / "input" / "图 set").iterdir())) == 11  # nothing is deleted, and nothing is written there
+    assert len(list((comfy.base / "output" / "lora_loom" / ".cache" / "measures").glob("*.json"))) == 1
+
+
+def test_filters_by_a_local_model(comfy):
+    outcome = comfy.run(graph(model="tiny", prompt="a cat", min_similarity=-1.0))
+    assert outcome.ending == "execution_success", outcome.error
+    text = "".join(outcome.history["outputs"]["5"]["text"])
+    assert "2 of 6 pictures left out" in text and text.count(": similarity ") == 4
+    for changes, said in (({"model": "tiny", "prompt": "a cat", "min_similarity": 1.0}, "leaves out all 4 pictures"), ({"prompt": "a cat"}, "model is none"),
+                          ({"model": "../tiny", "prompt": "a cat"}, "../tiny")):
+        outcome = comfy.run(graph(**changes))
+        assert said in outcome.error, outcome.error
+
+
+def test_train_lora_says_what_only_it_can_know(comfy):
+    whole = workflows.toy()
+    whole["2"]["inputs"].update(folder="图 set", trigger_word="zxmug")
+    whole["4"]["inputs"].update(preset="person", preservation=0.0)
+    whole["5"]["inputs"].update(steps=1, sample_steps=0, batch_size=1)
+    outcome = comfy.run({key: whole[key] for key in ("1", "2", "4", "5")})
+    assert outcome.ending == "execution_success", outcome.error
+    [last] = [text for text in outcome.texts if "Finished at step 1" in text]
+    assert "6 pictures are few: the preset is made for 15 to 30" in last and "above the 75 tokens that CLIP-L reads at once" in last
+
+
+def route(**parameters) -> str:
+    return "/lora_loom/report?" + urllib.parse.urlencode(parameters)
+
+
+def refusal(comfy, **parameters) -> str:
+    import urllib.error
+
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        comfy.get(route(**parameters))
+    assert caught.value.code == 400
+    return json.loads(caught.value.read())["error"]
+
+
+def test_the_report_over_http(comfy):
+    tree = comfy.get(route(folder="图 set", min_size=64, trigger_word="zxmug", preset="person", batch_size=4))
+    assert tree["pictures"] == 6 and {"broken", "alike", "blurred", "few_pictures", "short_batches"} <= {finding["id"] for finding in tree["findings"]}
+    assert comfy.get(route(folder="图 set", min_size=64, flip="true", resolution=256))["resolution"] == 256
+    for wrong, said in (({"folder": "../output"}, "'../output' is not there"), ({"folder": "/etc"}, "is not there"), ({}, "folder is empty"),
+                        ({"folder": "图 set", "resolution": "1e9"}, "no whole number"), ({"folder": "图 set", "resolution": 1}, "below 64"),
+                        ({"folder": "图 set", "buckets": "maybe"}, "buckets=true"), ({"folder": "图 set", "nonsense": 1}, "'nonsense' is unknown"),
+                        ({"folder": "图 set", "batch_size": 0}, "batch_size 0"), ({"folder": "图 set", "preset": "../x"}, "unknown"),
+                        ({"folder": "图 set", "masks": "x"}, "masks 'x'")):
+        assert said in refusal(comfy, **wrong), wrong
+    link = comfy.base / "input" / "out"
+    link.symlink_to(comfy.base / "output", target_is_directory=True)
+    assert "is not there" in refusal(comfy, folder="out")
+
+
+# ---------------------------------------------------------------- on the page
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+LOOK = """() => [2, 4].map((id) => {
+    const node = window.app.graph.getNodeById(id), drawn = node.loomReport;
+    return {height: node.size[1], rows: drawn ? [...drawn.querySelectorAll("summary span:first-child")].map((e) => e.textContent) : [],
+            text: drawn?.textContent ?? "", seen: drawn?.getBoundingClientRect().height ?? 0, bold: drawn?.querySelectorAll("li b").length};
+})"""
+
+
+@pytest.fixture(scope="module")
+def page(comfy):
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser, page = workflows.open_page(playwright, comfy.url, (1500, 1100))
+        except sync_api.Error as error:
+            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
+                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
+            raise
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        yield page
+        browser.close()
+
+
+def setting(page, name: str, value) -> None:
+    page.evaluate("async ([name, value]) => window.app.extensionManager.setting.set(name, value)", [name, value])
+    page.wait_for_timeout(700)
+
+
+def run(page) -> None:
+    page.evaluate("""() => { window.loomDone = ""; for (const name of ["execution_success", "execution_error"])
+        window.app.api.addEventListener(name, () => { window.loomDone = name; }, {once: true}); window.app.queuePrompt(0, 1); }""")
+    page.wait_for_function("() => window.loomDone === 'execution_success'", timeout=120_000)
+    page.wait_for_timeout(1200)
+
+
+def open_graph(page, prompt: dict) -> None:
+    page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'report')", prompt)
+    page.wait_for_timeout(1200)
+    page.evaluate("""() => { [[2, 20], [3, 420], [4, 760], [5, 1160]].forEach(([id, x]) => { window.app.graph.getNodeById(id).pos = [x, 60]; });
+        window.app.canvas.ds.scale = 1; window.app.canvas.ds.offset = [60, 60]; window.app.canvas.setDirty(true, true); }""")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("renderer", ["canvas", "vue"])
+def test_the_report_is_drawn_in_the_node(comfy, page, renderer):
+    if renderer == "vue" and comfy.which == "oldest":
+        pytest.skip("its page has no new nodes")
+    setting(page, "Comfy.VueNodes.Enabled", renderer == "vue") if comfy.which == "newest" else None
+    open_graph(page, graph(min_similarity=0.2 if renderer == "vue" else 0.21))  # not from the cache on 0.3.64, which tells the page nothing then
+    before = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    assert page.evaluate(LOOK)[0]["rows"] == []
+    run(page)
+    drawn, filtered = page.evaluate(LOOK)
+    assert drawn["rows"][0] == "Cannot be used" and {"Almost the same", "Blurred", "Few pictures"} <= set(drawn["rows"])
+    assert "6 pictures" in drawn["text"] and "512×512" in drawn["text"] and "soft <b>.png" in drawn["text"] and drawn["bold"] == 0  # a name is no HTML
+    assert "4 pictures" in filtered["text"] and "Left out by a filter" in filtered["rows"] and drawn["seen"] > 200
+    page.evaluate("() => document.querySelectorAll('.loom-report details').forEach((e) => e.setAttribute('open', ''))")
+    page.wait_for_timeout(500)
+    assert [now["height"] for now in page.evaluate(LOOK)] == [drawn["height"], filtered["height"]]  # it scrolls, nothing jumps
+    page.evaluate("() => document.querySelectorAll('.loom-report details').forEach((e, i) => e.toggleAttribute('open', i === 1))")
+    KEPT.mkdir(exist_ok=True)
+    page.wait_for_timeout(300)
+    page.screenshot(path=str(KEPT / f"{comfy.which}_report_{renderer}.png"))
+    # saved and opened again every value is in its place, and no report is among them
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    assert "Cannot be used" not in json.dumps(saved) and "lora_loom_report" not in json.dumps(saved)
+    page.evaluate("(saved) => window.app.loadGraphData(saved)", saved)
+    page.wait_for_timeout(1000)
+    assert page.evaluate("async () => (await window.app.graphToPrompt()).output") == before
+    if comfy.which == "newest":  # from the cache, the page is told again
+        run(page)
+        assert page.evaluate(LOOK)[0]["rows"] == drawn["rows"]
+    assert page.problems == []
+
+
+@pytest.mark.browser
+def test_the_report_is_drawn_in_chinese(comfy, page):
+    setting(page, "Comfy.Locale", "zh")
+    open_graph(page, graph(min_similarity=0.22))
+    run(page)
+    drawn = page.evaluate(LOOK)[1]
+    assert "4 张图片" in drawn["text"] and "无法使用" in drawn["rows"] and "被筛选略去" in drawn["rows"] and "undefined" not in drawn["text"]
+    assert "Cannot" not in drawn["text"] and "1 个文件无法使用" in drawn["text"]
+    setting(page, "Comfy.Locale", "en")
