@@ -91,7 +91,7 @@ export const STYLE = `
     .notice.bad { background: color-mix(in srgb, var(--wrong) 18%, var(--panel)); }
     footer { padding: .45rem 1rem; border-top: 1px solid var(--line); display: flex; gap: 1rem; font-size: .85em; color: var(--soft); justify-content: space-between; flex-wrap: wrap; }
     .near { position: absolute; inset: 0; background: color-mix(in srgb, var(--panel) 92%, #0000); display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .75rem; padding: 1rem; z-index: 2; }
-    .near img { max-width: 100%; min-height: 0; max-height: 100%; object-fit: contain; border-radius: .5rem; }
+    .near img { width: 100%; min-height: 0; height: 85%; object-fit: contain; }
     .left { position: relative; }
     @media (max-width: 52rem) {
         .main { flex-direction: column; }
