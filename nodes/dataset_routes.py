@@ -5,10 +5,11 @@ Folders go by the names of LoadDataset's widget, pictures by theirs inside the f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ async def upload_files(request: web.Request) -> web.Response:
         raise LoomError(f"the upload has {request.content_length / 2**30:.1f} GB: up to {MAX_TOTAL / 2**30:.0f} are taken; send it in parts")
     root = Path(folder_paths.get_input_directory())
     try:
-        with upload.work_folder(root) as work:
+        async with _work_folder(root) as work:
             files = await _receive(request, work)
             if not files:
                 raise LoomError("the upload holds no file: choose pictures or a zip")
@@ -88,6 +89,17 @@ async def upload_files(request: web.Request) -> web.Response:
     if done.folder is None:
         return web.json_response({**answer, "error": "nothing of the upload is a picture: no folder was made"}, status=400)
     return web.json_response(answer)
+
+
+@contextlib.asynccontextmanager
+async def _work_folder(root: Path) -> AsyncIterator[Path]:
+    """`upload.work_folder` beside the server's loop: clearing thousands of files away takes its time."""
+    folder = upload.work_folder(root)
+    work = await asyncio.to_thread(folder.__enter__)
+    try:
+        yield work
+    finally:
+        await asyncio.to_thread(folder.__exit__, None, None, None)
 
 
 async def _receive(request: web.Request, work: Path) -> list[tuple[str, Path]]:
@@ -101,7 +113,7 @@ async def _receive(request: web.Request, work: Path) -> list[tuple[str, Path]]:
             if len(files) >= MAX_FILES:
                 raise LoomError(f"the upload holds more than {MAX_FILES} files: send it in parts")
             path = work / str(len(files))
-            with open(path, "xb") as file:
+            with await asyncio.to_thread(open, path, "xb") as file:
                 while chunk := await part.read_chunk(_BLOCK):
                     size += len(chunk)
                     if size > MAX_TOTAL:

@@ -133,9 +133,11 @@ export class Cards {
             if (saves) this.box.dispatchEvent(new Event("save"));
         });
         text.addEventListener("blur", () => end(true));
+        text.addEventListener("input", () => text.scrollHeight > text.clientHeight && text.classList.add("long"));
         card.firstChild.append(text);
         this.grid.pinned = model.cursor;
         this.editing = () => end(true);
+        text.dispatchEvent(new Event("input"));
         text.focus({ preventScroll: true });
         text.setSelectionRange(text.value.length, text.value.length);
     }

@@ -73,8 +73,9 @@ export const STYLE = `
     .card .caption.none { color: var(--soft); font-style: italic; }
     .card .name { padding: .3rem .6rem .4rem; font-size: .8em; color: var(--soft); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; flex: none; }
     .card.edited .name::before { content: "● "; color: var(--warn); }
-    .card textarea { position: absolute; left: .25rem; right: .25rem; bottom: .25rem; height: 60%; width: auto; resize: none; background: var(--panel); border-color: var(--strong); outline: none; z-index: 1; }
+    .card textarea { position: absolute; left: .25rem; right: .25rem; --top: 9.4rem; top: var(--top); height: calc(100% - var(--top) - .25rem); width: calc(100% - .5rem); resize: none; background: var(--panel); border-color: var(--strong); outline: none; z-index: 1; }
 
+    .card textarea.long { --top: 20%; }  /* the picture gives way only where the text needs it */
     aside { width: 21rem; flex: none; overflow-y: auto; border-left: 1px solid var(--line); padding: .25rem 1rem 1rem; }
     aside section { padding: .75rem 0; border-bottom: 1px solid var(--line); display: flex; flex-direction: column; gap: .5rem; }
     aside > section:last-child { border: 0; }
@@ -90,7 +91,7 @@ export const STYLE = `
     .notice.bad { background: color-mix(in srgb, var(--wrong) 18%, var(--panel)); }
     footer { padding: .45rem 1rem; border-top: 1px solid var(--line); display: flex; gap: 1rem; font-size: .85em; color: var(--soft); justify-content: space-between; flex-wrap: wrap; }
     .near { position: absolute; inset: 0; background: color-mix(in srgb, var(--panel) 92%, #0000); display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .75rem; padding: 1rem; z-index: 2; }
-    .near img { max-width: 100%; min-height: 0; max-height: 100%; object-fit: contain; border-radius: .5rem; }
+    .near img { width: 100%; min-height: 0; height: 85%; object-fit: contain; }
     .left { position: relative; }
     @media (max-width: 52rem) {
         .main { flex-direction: column; }
@@ -101,7 +102,7 @@ export const STYLE = `
         dialog.editor { width: 100vw; height: 100vh; max-width: none; border-radius: 0; border: 0; }
         footer .keys { display: none; }
     }
-    @media (max-height: 34rem) { .card { height: 13rem; } .card .picture { height: 6.6rem; } .card .caption { -webkit-line-clamp: 3; } }
+    @media (max-height: 34rem) { .card { height: 13rem; } .card .picture { height: 6.6rem; } .card .caption { -webkit-line-clamp: 3; } .card textarea { --top: 6.4rem; } }
     @media (prefers-reduced-motion: no-preference) { .mark, .look { transition: opacity .1s; } }`;
 
 export const NODE_STYLE = `

@@ -16,10 +16,10 @@ const WORDS = {
         replaceNow: "Replace", tag: "Tag", tagging: (n) => `Tag the selection (${n})`, addFront: "Add in front", addEnd: "Add at the end", remove: "Remove",
         tags: "Tags", tagFilter: "Filter tags", more: (n) => `and ${n} more`, clear: (tag) => `Only “${tag}”: show all again`, noTags: "No tags yet: they are what commas divide.",
         changed: (n) => `${n} ${n === 1 ? "caption" : "captions"} changed`, nothingToUndo: "Nothing to undo", nothingToSave: "Nothing to save",
-        made: (n) => `${n} captions made by Auto Caption are not saved yet: look through them, then save.`,
+        made: (n) => `Made by Auto Caption and not saved yet: ${n === 1 ? "one caption" : `${n} captions`}. Look through, then save.`,
         willReplace: "Auto Caption's “existing” is set to replace: its next run writes over these captions. Set it to keep.",
-        conflict: (theirs, both) => `The folder has changed on disk since it was opened; nothing was saved. ${theirs} changed there and were taken over${both ? `; ${both} were edited in both places` : ""}. Save again to write yours.`,
-        takeTheirs: (n) => `Take the ${n} from disk`, unsaved: (n) => `${n} edited captions are not saved.`, discard: "Discard", stay: "Keep editing",
+        conflict: (theirs, both) => `The folder has changed on disk since it was opened; nothing was saved. Taken over from there: ${theirs}${both ? `; edited in both places: ${both}` : ""}. Save again to write yours.`,
+        takeTheirs: (n) => `Take the ${n} from disk`, unsaved: (n) => (n === 1 ? "One edited caption is not saved." : `${n} edited captions are not saved.`), discard: "Discard", stay: "Keep editing",
         keys: "Arrows move · Space selects · Enter edits · Tab next · Ctrl+A all · Ctrl+Z undo · Ctrl+S save", look: "Look from near", none: "No picture fits the filter.", broken: "cannot be read",
     },
     zh: {
