@@ -66,7 +66,7 @@ class Seen:
 
     @functools.cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """{name: the (width, height) that the picture is trained at}"""
+        """{name: the (width, height) that the picture is trained at, of several resolutions the first}"""
         return {p.name: self._size(p.width, p.height) for p in self.dataset.pictures}
 
     def full_size(self, picture: Picture) -> tuple[int, int]:

@@ -134,9 +134,12 @@ def batches(seen: Seen) -> Iterator[Finding]:
     """Buckets that cannot fill a batch, in an epoch with all its repeats."""
     times, size = seen.dataset.repeats * (2 if seen.dataset.flip else 1), seen.training.batch_size
     names: dict[tuple[int, int], list[str]] = {}
+    counts: dict[tuple[int, int], int] = {}
     for picture in seen.dataset.pictures:
-        names.setdefault(seen.sizes[picture.name], []).append(picture.name)
-    short = {bucket: found for bucket, found in names.items() if len(found) * times < size}
+        for bucket in seen.dataset.sizes(picture, seen.multiple):
+            names.setdefault(bucket, []).append(picture.name)
+            counts[bucket] = counts.get(bucket, 0) + picture.repeats * times
+    short = {bucket: found for bucket, found in names.items() if counts[bucket] < size}
     if short:
         count = sum(map(len, short.values()))
         yield Finding("short_batches", "note", f"{len(short)} of {len(names)} buckets hold fewer pictures than batch_size {size}, so "

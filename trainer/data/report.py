@@ -99,7 +99,7 @@ def _buckets(seen: Seen) -> tuple[Bucket, ...]:
     """From tall to wide."""
     shares: dict[tuple[int, int], list[float]] = {}
     for picture in seen.dataset.pictures:
-        size = seen.sizes[picture.name]
-        shares.setdefault(size, []).append(cropped(picture, size))
+        for size in seen.dataset.sizes(picture, seen.multiple):
+            shares.setdefault(size, []).append(cropped(picture, size))
     return tuple(Bucket(w, h, len(found), round(sum(found) / len(found), 4), round(max(found), 4))
                  for (w, h), found in sorted(shares.items(), key=lambda row: (row[0][0] / row[0][1], row[0])))
