@@ -94,7 +94,7 @@ class LoadDataset(io.ComfyNode):
         found = reading.read_dataset(
             folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
             repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", more_resolutions=resolutions(more_resolutions), upscale=bool(upscale),
-            poll=events.interrupted, progress=events.counter(cls.hidden.unique_id, "reading pictures"), index=folders.cache() / "pictures")
+            poll=events.interrupted, progress=events.counter(cls.hidden.unique_id), index=folders.cache() / "pictures")
         shown = images(found)
         report, drawn = quality.report(found, cls.hidden.unique_id, clip) if check_pictures else (found.report(), None)
         if not check_pictures:

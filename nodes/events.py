@@ -66,14 +66,14 @@ def errors_shown(execute: Callable) -> Callable:
     return shown
 
 
-def counter(node_id: Any, words: str) -> Callable[[int, int], None]:
-    """A progress(done, total) that moves the node's bar and says `words done/total` in it, at most five times a second."""
+def counter(node_id: Any, words: str = "") -> Callable[[int, int], None]:
+    """A progress(done, total) that moves the node's bar and, where there are `words`, says `words done/total` in it, at most five times a second."""
     bar, last = [], [0.0]
 
     def progress(done: int, total: int) -> None:
         bar[:] = bar or [comfy.utils.ProgressBar(total, node_id=node_id)]
         bar[0].update_absolute(done, total)
-        if time.perf_counter() - last[0] > 0.2 or done == total:
+        if words and (time.perf_counter() - last[0] > 0.2 or done == total):
             last[0] = time.perf_counter()
             show(node_id, f"{words} {done}/{total}")
 

@@ -45,7 +45,7 @@ class FilterDataset(io.ComfyNode):
         node, kept, lines = cls.hidden.unique_id, dataset, []
         switches = {name for name, on in zip(REPORTED, (duplicates, blurred, badly_exposed)) if on}
         if switches:
-            seen = look(dataset, cache=folders.measures(), progress=quality.progress(node, dataset), poll=events.interrupted)
+            seen = look(dataset, cache=folders.measures(), progress=events.counter(node), poll=events.interrupted)
             kept = leave_out_reported(seen, switches)
         head = None if aesthetic_head in (None, NONE) else folders.aesthetic_head(aesthetic_head)
         if model in (None, NONE) and (head or prompt.strip()):
@@ -65,7 +65,7 @@ def _by_model(node, dataset: Pictures, path, prompt: str, min_similarity: float,
     comfy.model_management.free_memory(methods.size(path) * 1.2 + 2**30, device)
     clip = open_clip_files.load(path, device)
     try:
-        features = scores.image_features(clip, dataset, device, quality.progress(node, dataset), events.interrupted)
+        features = scores.image_features(clip, dataset, device, events.counter(node), events.interrupted)
         found: dict[str, tuple[list[float], float]] = {}
         if prompt.strip():
             found["similarity"] = (scores.similarities(clip, features, prompt, device), min_similarity)

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.utils
-
 from ..trainer.backbones.comfy_tokens import text_encoders
 from ..trainer.data.folder import Dataset
 from ..trainer.data.report import Report, Training, about_training, examine, whole_text
@@ -16,18 +14,13 @@ _NAMES = 100  # pictures of a finding that the page gets: ComfyUI keeps outputs 
 
 def report(dataset: Dataset, node_id: Any, clip: Any = None) -> tuple[str, dict[str, list]]:
     """(text, the node's `ui` output) of the report on a dataset; every picture is looked at."""
-    made = examine(dataset, Training(encoders=text_encoders(clip)), cache=folders.measures(), progress=progress(node_id, dataset), poll=events.interrupted)
+    made = examine(dataset, Training(encoders=text_encoders(clip)), cache=folders.measures(), progress=events.counter(node_id), poll=events.interrupted)
     events.settle(node_id, made.summary())
     return whole_text(dataset, made), drawn(made)
 
 
 def drawn(made: Report) -> dict[str, list]:
     return {UI: [made.to_dict(_NAMES)]}
-
-
-def progress(node_id: Any, dataset: Dataset):
-    """progress(done, total) for a pass over the pictures: the node's bar."""
-    return comfy.utils.ProgressBar(len(dataset.pictures), node_id=node_id).update_absolute
 
 
 def remarks(base: Any, dataset: Dataset, config: Any) -> list[str]:

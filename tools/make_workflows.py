@@ -95,7 +95,7 @@ WORKFLOWS = {
     "toy_base_train_and_generate": {
         "graph": toy, "title": {"3": "Its twenty pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt", "16": "Before | after"},
         "rows": [
-            [("1 · Pictures", [("note", 400, 480), ("1", 400, 0)]), ("", [("2", 340, 430), ("3", 340, 310)]),
+            [("1 · Pictures", [("note", 400, 480), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
              ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 720), ("6", 370, 330)])],
             [("3 · Before and after", [("7", 400, 760), ("15", 400, 0)]), ("", [("16", 440, 940)]),
              ("4 · Generate with it", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
@@ -115,7 +115,7 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
     "sd15_train_and_generate": {
         "graph": sd15, "title": {"3": "Your pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt"},
         "rows": [
-            [("1 · Pictures and model", [("note", 400, 530), ("1", 400, 0)]), ("", [("2", 340, 430), ("3", 340, 330)]),
+            [("1 · Pictures and model", [("note", 400, 530), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 330)]),
              ("2 · Training", [("4", 370, 0)]), ("", [("5", 370, 720), ("6", 370, 330)])],
             [("3 · Before and after", [("7", 890, 820)]), ("4 · Generate with it", [("8", 330, 150), ("9", 330, 130), ("10", 330, 0), ("12", 330, 0)]),
              ("", [("11", 370, 0), ("13", 370, 430)])]],
@@ -135,7 +135,7 @@ Press **Run**. Nothing to download: *Toy Base* is a tiny model that comes with t
 """},
     "caption_only": {
         "graph": caption, "title": {"2": "The pictures", "4": "What was captioned"},
-        "rows": [[("Pictures", [("note", 400, 560)]), ("", [("1", 340, 330), ("2", 340, 430)]),
+        "rows": [[("Pictures", [("note", 400, 560)]), ("", [("1", 340, 720), ("2", 340, 430)]),
                   ("Captions", [("3", 420, 740)]), ("", [("4", 400, 400)])]],
         "note": """## Captions for a folder of pictures
 
