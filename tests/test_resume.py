@@ -1,6 +1,7 @@
 """Runs that survive: killed, stopped, out of memory or resumed, they end where an undisturbed run ends, byte for byte."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -14,6 +15,8 @@ import pytest
 import torch
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.config import LoomConfig
+from lora_loom.trainer.data.augment import Augmentation
+from lora_loom.trainer.data.cache import Cache
 from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.fitting import Fitting
@@ -94,6 +97,23 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(model: backbone.DiffusersModel
              for r in (whole, resumed)]
     assert lines[0] == lines[1] and len(lines[0]) == 6
     assert not (resumed.run_folder / checkpoint.FILE).exists(), "a run that is over has nothing to resume"
+
+
+@pytest.mark.parametrize("kept", [2**30, 0], ids=["in memory", "on disk"])
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+def test_variants_and_wordings_go_on_where_they_were(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     cache: bool, kept: int) -> None:
+    """With what was encoded found again, on disk or in memory, or made again."""
+    monkeypatch.setattr(Cache.__init__, "__defaults__", (kept,))
+    pictures = dataclasses.replace(dataset, augment=Augmentation(flip=0.5, rotation=10.0, hue=60.0, variants=3), repeats=2)
+    config = CONFIG.replace(data={"shuffle_tags": True, "tag_dropout": 0.3, "keep_tokens": 0, "caption_variants": 4, "cache": cache})
+    pictures = pictures.with_captions({p.name: p.caption.replace(" on ", ", on ") for p in pictures.pictures})
+    whole = run(model, pictures, config, tmp_path / "whole")
+    interrupted(model, pictures, config, tmp_path / "parts", polls=2)
+    resumed = run(model, pictures, config, tmp_path / "parts", resume="toy")
+    assert resumed.losses == whole.losses and resumed.path.read_bytes() == whole.path.read_bytes()
+    assert resumed.losses != run(model, dataset, CONFIG, tmp_path / "plain").losses
+    assert (tmp_path / "parts" / "runs" / ".cache").is_dir() == cache
 
 
 def test_a_stopped_run_goes_on_and_may_go_on_longer(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
