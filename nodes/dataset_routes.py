@@ -53,7 +53,7 @@ def cross_site(request: web.Request) -> bool:
     return origin is not None and urlsplit(origin).netloc.lower() not in hosts  # a sandboxed page says "null"
 
 
-def _guarded(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def guarded(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The handler for our own page alone; what it refuses becomes JSON with the reason."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -134,7 +134,7 @@ async def list_dataset(request: web.Request) -> web.Response:
 
 
 def _page(name: str | None, source: str, offset: int, limit: int, shown: str | None) -> dict[str, Any]:
-    folder = _folder(name)
+    folder = dataset_folder(name)
     key = str(folder), source
     listing = _listings.get(key)
     if listing is None or shown is None or listing.fingerprint != shown:
@@ -165,7 +165,7 @@ async def give_thumbnail(request: web.Request) -> web.Response:
     """?folder= &name= &size= (and &v=, the picture's version) -> a small WebP, made beside the server's loop, two at a time."""
     query = request.query
     side = _number("size", query.get("size", "192"), 1, 10_000)
-    path = await asyncio.to_thread(lambda: _picture(_folder(query.get("folder")), query.get("name")))
+    path = await asyncio.to_thread(lambda: _picture(dataset_folder(query.get("folder")), query.get("name")))
     tag = f'"{await asyncio.to_thread(thumbnails.thumbnail_key, path, side)}"'
     # with a version in the address the picture is forever; without one the page asks whether it still is
     headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable" if query.get("v") else "private, no-cache",
@@ -187,7 +187,7 @@ async def save_captions(request: web.Request) -> web.Response:
     captions = given.get("captions")
     if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
         raise LoomError("captions is missing: it takes an object of picture names and captions")
-    folder, source = _folder(given.get("folder")), _one_of("source", given.get("source", "auto"), SOURCES)
+    folder, source = dataset_folder(given.get("folder")), _one_of("source", given.get("source", "auto"), SOURCES)
     after, report = await asyncio.to_thread(edits.save_edits, folder, captions, listed_as=str(given.get("fingerprint")), caption_source=source,
                                             save_as=_one_of("save_as", given.get("save_as"), edits.SAVE_AS))
     _listings[str(folder), source] = after
@@ -200,7 +200,7 @@ async def made_captions(request: web.Request) -> web.Response:
 
 
 def _made_of(name: str | None) -> dict[str, str]:
-    folder = _folder(name)
+    folder = dataset_folder(name)
     then, captions = _made.get(folder, ("", {}))
     return captions if captions and fingerprint(folder) == then else {}
 
@@ -220,7 +220,7 @@ async def _json(request: web.Request) -> dict[str, Any]:
     return given
 
 
-def _folder(name: Any) -> Path:
+def dataset_folder(name: Any) -> Path:
     if not isinstance(name, str) or not name.isprintable():
         raise LoomError(f"folder {name!r} is no name: give a folder that LoadDataset lists")
     if name.startswith("/") or any(part.startswith(".") for part in name.replace("\\", "/").split("/")):
@@ -236,9 +236,12 @@ def _picture(folder: Path, name: Any) -> Path:
     if any(part.startswith(".") or not part for part in name.replace("\\", "/").split("/")):
         raise wrong
     path, root = Path(os.path.realpath(folder / name)), os.path.realpath(folder)
-    if not path.is_relative_to(root) or not path.is_file():
-        raise wrong
-    return path
+    try:
+        if path.is_relative_to(root) and path.is_file():
+            return path
+    except OSError:  # a name too long for the system
+        pass
+    raise wrong
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -254,8 +257,8 @@ def _number(name: str, value: str, low: int, high: int) -> int:
 
 
 def register(routes: web.RouteTableDef) -> None:
-    routes.post("/lora_loom/dataset/upload")(_guarded(upload_files))
-    routes.get("/lora_loom/dataset")(_guarded(list_dataset))
-    routes.get("/lora_loom/dataset/thumbnail")(_guarded(give_thumbnail))
-    routes.post("/lora_loom/dataset/captions")(_guarded(save_captions))
-    routes.get("/lora_loom/dataset/made")(_guarded(made_captions))
+    routes.post("/lora_loom/dataset/upload")(guarded(upload_files))
+    routes.get("/lora_loom/dataset")(guarded(list_dataset))
+    routes.get("/lora_loom/dataset/thumbnail")(guarded(give_thumbnail))
+    routes.post("/lora_loom/dataset/captions")(guarded(save_captions))
+    routes.get("/lora_loom/dataset/made")(guarded(made_captions))

@@ -13,6 +13,7 @@ from ..trainer.data.folder import read_dataset
 from ..trainer.data.report import Training, examine
 from ..trainer.errors import LoomError
 from . import folders
+from .dataset_routes import dataset_folder, guarded
 
 # read_dataset's own, as in LoadDataset, and what of the training the report asks for
 _TEXTS = {"caption_source": "auto", "trigger_word": "", "masks": "none"}
@@ -26,7 +27,7 @@ def report(query: Mapping[str, str]) -> dict[str, Any]:
     values = _values(query)
     pictures = presets.merge(presets.load(query["preset"]), {}).train.pictures if query.get("preset") else (0, 0)
     settings = {name: value for name, value in values.items() if name != "batch_size"}
-    dataset = read_dataset(folders.dataset(query.get("folder", "")), index=folders.cache() / "pictures", **settings)
+    dataset = read_dataset(dataset_folder(query.get("folder")), index=folders.cache() / "pictures", **settings)
     return examine(dataset, Training(batch_size=values["batch_size"], pictures=pictures), cache=folders.measures()).to_dict()
 
 
@@ -58,10 +59,7 @@ def register() -> None:
     turn = asyncio.Lock()  # one at a time: each decodes pictures in threads of its own
 
     async def answer(request: web.Request) -> web.Response:
-        try:
-            async with turn:
-                return web.json_response(await asyncio.to_thread(report, request.rel_url.query))
-        except LoomError as error:
-            return web.json_response({"error": str(error)}, status=400)
+        async with turn:
+            return web.json_response(await asyncio.to_thread(report, request.rel_url.query))
 
-    server.routes.get("/lora_loom/report")(answer)
+    server.routes.get("/lora_loom/report")(guarded(answer))

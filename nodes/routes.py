@@ -21,17 +21,14 @@ def _answered(handler: Callable[[bytes], Any]) -> Callable[[web.Request], Awaita
     """The handler's answer to the request's body as JSON, worked out beside the server's loop; what it refuses as 400 with the reason."""
 
     async def answer(request: web.Request) -> web.Response:
-        try:
-            data = bytearray()
-            async for chunk in request.content.iter_any():
-                data += chunk
-                if len(data) > _MOST:
-                    raise LoomError(f"the request is larger than {_MOST} bytes: give a run's config.yaml or a preset")
-            return web.json_response(await asyncio.to_thread(handler, bytes(data)))
-        except LoomError as error:
-            return web.json_response({"error": str(error)}, status=400)
+        data = bytearray()
+        async for chunk in request.content.iter_any():
+            data += chunk
+            if len(data) > _MOST:
+                raise LoomError(f"the request is larger than {_MOST} bytes: give a run's config.yaml or a preset")
+        return web.json_response(await asyncio.to_thread(handler, bytes(data)))
 
-    return answer
+    return dataset_routes.guarded(answer)
 
 
 def _preset(name: str) -> dict[str, Any]:

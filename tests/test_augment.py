@@ -122,10 +122,11 @@ def test_wordings_keep_what_they_must(parts: list[str], shuffle: bool, keep: int
     tags = caption.split(", ")
     config = DataConfig(shuffle_tags=shuffle, keep_tokens=keep, tag_dropout=dropout, caption_variants=variants)
     found = wordings(caption, "zxc", config, seed)
-    assert found == wordings(caption, "zxc", config, seed) and 1 <= len(found) <= variants
+    assert found == wordings(caption, "zxc", config, seed)
     if len(tags) < 2 or not (shuffle or dropout):
         assert found == [caption]
         return
+    assert len(found) == variants
     fixed = [tag for i, tag in enumerate(tags) if i < keep or "zxc" in tag]
     for wording in found:
         said = wording.split(", ")
@@ -140,6 +141,12 @@ def test_wordings_keep_what_they_must(parts: list[str], shuffle: bool, keep: int
 
 def test_shuffling_really_shuffles() -> None:
     config = DataConfig(shuffle_tags=True, keep_tokens=1, caption_variants=20)
-    found = wordings("zxc, a, b, c, d, e", "zxc", config, 0)
+    found = set(wordings("zxc, a, b, c, d, e", "zxc", config, 0))
     assert len(found) > 15 and all(w.startswith("zxc, ") for w in found) and len({w.split(", ")[1] for w in found}) == 5
-    assert wordings("zxc, a, b, c, d, e", "zxc", config, 1) != found
+    assert set(wordings("zxc, a, b, c, d, e", "zxc", config, 1)) != found
+    assert {frozenset(w.split(", ")) for w in wordings("\u7532\uff0c\u4e59\u3001\u4e19", "", config, 0)} == {frozenset("\u7532\u4e59\u4e19")}
+
+
+def test_tags_are_dropped_as_often_as_asked() -> None:
+    found = wordings("zxc, a, b, c", "zxc", DataConfig(tag_dropout=0.1, caption_variants=100), 0)
+    assert 0.05 < 1 - sum(len(w.split(", ")) - 1 for w in found) / 300 < 0.15 and len(set(found)) < 9

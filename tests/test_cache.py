@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_loom.trainer.backbones import diffusers as backbone
-from lora_loom.trainer.backbones.identity import digest
+from lora_loom.trainer.backbones.identity import digest, parts_in
 from lora_loom.trainer.config import DataConfig
 from lora_loom.trainer.data.augment import Augmentation
 from lora_loom.trainer.data.batches import Encoded, batches, epoch_length, order
@@ -107,6 +107,18 @@ def test_damaged_entries_are_made_again(model: backbone.DiffusersModel, pictures
     two = encoded(model, read(pictures), again)
     assert (again.made, again.found) == (5, 6) and same(one, two)
     assert [path.read_bytes() for path in files[:4]] == whole[:4]
+
+
+def test_an_entry_under_another_key_is_none(model: backbone.DiffusersModel, pictures: Path, tmp_path: Path) -> None:
+    """Swapped by hand or by a broken copy."""
+    one = encoded(model, read(pictures), Cache(tmp_path / "cache"))
+    files = sorted((tmp_path / "cache").glob("*/*.safetensors"))
+    for a, b in zip(files[::2], files[1::2]):
+        whole = a.read_bytes(), b.read_bytes()
+        a.write_bytes(whole[1])
+        b.write_bytes(whole[0])
+    again = Cache(tmp_path / "cache")
+    assert same(one, encoded(model, read(pictures), again)) and again.made == 10
 
 
 def test_a_full_disk_costs_nothing_but_the_cache(model: backbone.DiffusersModel, pictures: Path, tmp_path: Path, monkeypatch) -> None:
@@ -223,9 +235,13 @@ def test_an_encoder_is_known_by_its_weights() -> None:
     assert digest(layer.state_dict().items(), "a") == before != digest(layer.state_dict().items(), "b")
     assert digest(layer.half().state_dict().items(), "a") != before
     layer.float()
-    for name in ("weight", "bias"):
-        old = digest(layer.state_dict().items())
+    parts = lambda: layer.state_dict(keep_vars=True).items()
+    for name, place in (("weight", (123, 77)), ("bias", (150,))):  # a single value
+        old = digest(parts())
+        assert digest(parts()) == old
         with torch.no_grad():
-            getattr(layer, name).mul_(1.001)
-        assert digest(layer.state_dict().items()) != old
+            getattr(layer, name)[place] += 0.1
+        assert digest(parts()) != old
+    patch = lambda alpha: {"key": [(1.0, ("lora", (torch.ones(2), alpha)), 1.0, None, None)]}
+    assert digest(parts_in(patch(1.0))) == digest(parts_in(patch(1.0))) != digest(parts_in(patch(8.0)))
     assert json.dumps(before) and len(before) == 64

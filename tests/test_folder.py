@@ -367,3 +367,24 @@ def test_a_broken_mask_is_named_and_its_picture_stays(tmp_path: Path) -> None:
     (tmp_path / "a-masklabel.png").write_bytes(b"no picture")
     found = read_dataset(tmp_path, masks="files", resolution=64, min_size=32)
     assert [p.mask for p in found.pictures] == [None] and any(name == "a-masklabel.png" and "as a mask" in why for name, why in found.left_out)
+
+
+def test_a_number_of_repeats_beyond_all_bounds(tmp_path: Path) -> None:
+    for name in ("000000001099999999_cat", "2000_dog", "0_bird", "007_fish"):
+        picture(tmp_path / name / "a.png")
+    found = read_dataset(tmp_path, **SMALL)
+    assert {p.name.split("/")[0]: p.repeats for p in found.pictures} == {"000000001099999999_cat": 1, "2000_dog": 1, "0_bird": 1, "007_fish": 7}
+    assert any("is not between 1 and 1000" in w for w in found.warnings)
+
+
+def test_a_mask_that_changes_or_goes_is_named(tmp_path: Path) -> None:
+    from lora_loom.trainer.data.augment import View
+    from lora_loom.trainer.data.encoding import latent_mask
+
+    picture(tmp_path / "a.png")
+    Image.new("L", (96, 80), 255).save(tmp_path / "a-masklabel.png")
+    [found] = read_dataset(tmp_path, masks="files", **SMALL).pictures
+    for change in (lambda: Image.new("L", (96, 80), 9).save(found.mask), lambda: found.mask.write_bytes(b"x"), found.mask.unlink):
+        change()
+        with pytest.raises(LoomError, match="mask a-masklabel.png has changed or gone"):
+            latent_mask(found, View(), (64, 64), (8, 8))

@@ -30,6 +30,8 @@ from .runs.saver import Saver
 from .state import State, Written
 from .validation import divided
 
+MOST_AN_EPOCH = 2_000_000  # with repeats: an epoch is shuffled as a whole
+
 __all__ = ["Hooks", "Progress", "Result", "check", "plan", "total_steps", "train"]
 
 
@@ -74,6 +76,9 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
     config.validate()
     if not dataset.pictures:
         raise LoomError("dataset holds no picture: LoadDataset.folder needs at least one; add pictures or lower min_size")
+    if dataset.per_epoch > MOST_AN_EPOCH:
+        raise LoomError(f"repeats make {dataset.per_epoch:,} pictures an epoch, which takes up to {MOST_AN_EPOCH:,}: lower LoadDataset.repeats, or the numbers "
+                        "in front of the folders' names")
     if not any(dataset.caption(p) for p in dataset.pictures):
         raise LoomError(f"captions are missing: none of the {len(dataset.pictures)} pictures has one and trigger_word is empty, so that no prompt could "
                         "call what is learned; set LoadDataset.trigger_word, put .txt files beside the pictures, or let AutoCaption write them")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .errors import LoomError
 
-_WINDOWS = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+_WINDOWS = {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
 
 def check_name(name: str, what: str = "TrainLoRA.name", most: int = 120) -> str:
@@ -21,7 +21,7 @@ def check_name(name: str, what: str = "TrainLoRA.name", most: int = 120) -> str:
         raise LoomError(f"name {name!r} holds characters that cannot be shown: {rule}; type it again")
     if name.strip(" .") != name:
         raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it")
-    if name.split(".")[0].lower() in _WINDOWS:
+    if name.split(".")[0].strip().lower() in _WINDOWS:
         raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}")
     if len(name.encode("utf-8")) > most:
         raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: {what} takes up to {most}")

@@ -23,7 +23,7 @@ import torch.utils.checkpoint
 from ..errors import LoomError
 from .families import FAMILIES, Family
 from .frozen import replaced_forward, weights_on_demand
-from .identity import digest, tensors_in
+from .identity import digest, parts_in
 from .protocol import Batch, Conditioning, Weights, is_linear, join_contexts
 
 try:
@@ -226,13 +226,11 @@ class ComfyModel:
 
     def _digest(self, network: torch.nn.Module, patcher, *facts: object) -> str:
         """Weights as they are without the LoRAs stacked on them, which may be in force or not, and those LoRAs."""
-        weights = dict(network.state_dict())
+        weights = dict(network.state_dict(keep_vars=True))
         if not weights:
             return ""
         weights.update({name: getattr(kept, "weight", kept) for name, kept in getattr(patcher, "backup", {}).items()})
-        patches = getattr(patcher, "patches", {})
-        strengths = [(name, [(row[0], row[2]) for row in rows]) for name, rows in sorted(patches.items())]
-        return digest([*weights.items(), *tensors_in(patches)], self.family.id, strengths, *facts)
+        return digest([*weights.items(), *parts_in(getattr(patcher, "patches", {}))], self.family.id, *facts)
 
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         if torch.is_grad_enabled():  # in training: loaded already

@@ -80,8 +80,10 @@ class DiffusersModel:
         return torch.cat(found)
 
     def encoder_digests(self) -> tuple[str, str]:
-        text = [(f"{i}.{name}", tensor) for i, encoder in enumerate(self.text_encoders) for name, tensor in encoder.state_dict().items()]
-        return digest(self.vae.state_dict().items(), "diffusers", self.family.id), digest(text, "diffusers", self.family.id)
+        text = [(f"{i}.{name}", tensor) for i, encoder in enumerate(self.text_encoders) for name, tensor in encoder.state_dict(keep_vars=True).items()]
+        words = [(f"{i}.words", sorted(tokenizer.get_vocab().items())) for i, tokenizer in enumerate(self.tokenizers)]
+        scale = self.vae.config.scaling_factor, getattr(self.vae.config, "shift_factor", None)
+        return digest(self.vae.state_dict(keep_vars=True).items(), "diffusers", self.family.id, scale), digest([*text, *words], "diffusers", self.family.id)
 
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         return [self._encode(caption) for caption in captions]

@@ -1,13 +1,14 @@
 """Captions for a whole dataset; knows no model, only something with `caption(image)`."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 from PIL import Image
 
 from ..data.captions import listed
-from ..data.folder import Dataset, open_picture
+from ..data.folder import Dataset, Picture, open_picture
 from ..data.saving import check_sidecars, sidecar, write_captions
 from ..errors import LoomError
 from .wording import Tag, Wording
@@ -34,39 +35,64 @@ def check_save_as(dataset: Dataset, save_as: str) -> None:
 
 
 def caption_dataset(dataset: Dataset, captioner: Captioner, wording: Wording | None = None, *, save_as: str = "nothing",
-                    progress: Callable[[int, int], object] | None = None, poll: Callable[[], object] | None = None) -> tuple[Dataset, str]:
+                    progress: Callable[[int, int], object] | None = None, poll: Callable[[], object] | None = None,
+                    keep: Callable[[Dataset], object] | None = None) -> tuple[Dataset, str]:
     """(the dataset with what the captioner says as captions, a report of several lines).
 
     `progress(done, total)` is called after every picture, `poll()` before it and while a text is written. Where `poll` raises (an
-    interrupt), or a picture fails, the captions made so far are saved first if `save_as` asks for it. Raises LoomError for unknown choices.
+    interrupt), or the captioner fails, the captions made so far are saved first if `save_as` asks for it. `keep` gets the dataset with
+    the captions that were made, on every way out. A picture that cannot be read any more is left as it is and named.
+    Raises LoomError for unknown choices.
     """
     check_save_as(dataset, save_as)
     wording = wording or Wording()
     made: dict[str, str] = {}
-    kept, silent, more, saved = 0, [], [], ""
+    kept, silent, more, gone = 0, [], [], []
     try:
         for index, picture in enumerate(dataset.pictures):
             if poll is not None:
                 poll()
             if wording.existing == "keep" and picture.caption:
                 kept += 1
-            else:
-                words = wording.words(captioner.caption(open_picture(picture.path), poll))
+            elif (image := _opened(picture, gone)) is not None:
+                words = wording.words(captioner.caption(image, poll))
                 silent += [] if words else [picture.name]
                 more += [len(words)] if not isinstance(words, str) and len(words) > wording.max_tags else []
                 made[picture.name] = wording.caption(words, picture.caption)
             if progress is not None:
                 progress(index + 1, len(dataset.pictures))
-    finally:
-        if made:
-            saved = save_captions(dataset.with_captions(made), save_as)
+    except BaseException:  # what ends it is what is to be told, not that saving failed as well
+        with contextlib.suppress(LoomError):
+            _save_made(dataset, made, save_as)
+        if made and keep is not None:
+            keep(dataset.with_captions(made))
+        raise
+    saved = _save_made(dataset, made, save_as)
+    if keep is not None:
+        keep(dataset.with_captions(made))
 
     lines = [f"{len(made)} pictures captioned, {kept} kept their caption"]
     if silent:
         lines.append(f"warning: nothing was found for {len(silent)} pictures, because of thresholds or the ban list: {listed(silent)}")
+    if gone:
+        lines.append(f"warning: {len(gone)} pictures cannot be read any more and stay as they were: {listed(gone)}")
     if more:
         lines.append(f"{len(more)} pictures have more tags than max_tags {wording.max_tags} lets through, up to {max(more)}; the likeliest are kept")
     return dataset.with_captions(made), "\n".join(lines + ([saved] if saved else []))
+
+
+def _opened(picture: Picture, gone: list[str]) -> Image.Image | None:
+    try:
+        return open_picture(picture.path)
+    except LoomError:
+        gone.append(picture.name)
+        return None
+
+
+def _save_made(dataset: Dataset, made: dict[str, str], save_as: str) -> str:
+    """Only what was made: of the other pictures the file may say something newer by now."""
+    captions = {name: caption for name, caption in made.items() if caption}
+    return write_captions(dataset.folder, captions, save_as, list(captions)) if captions and save_as != "nothing" else ""
 
 
 def written_files(dataset: Dataset, save_as: str) -> set[str]:

@@ -83,7 +83,7 @@ def order(shapes: list[tuple[int, ...]], repeats: list[int], batch_size: int, se
     """The epoch's micro-batches as indices, shuffled by (seed, epoch) alone, so that any position can be found again."""
     digest = hashlib.sha256(f"{seed}:order:{epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    turns = [index for turn in range(max(repeats)) for index, times in enumerate(repeats) if turn < times]
+    turns = [index for index, times in enumerate(repeats) for _ in range(times)]
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for place in torch.randperm(len(turns), generator=generator).tolist():
         by_shape.setdefault(shapes[turns[place]], []).append(turns[place])

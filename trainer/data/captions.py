@@ -177,8 +177,9 @@ def folder_repeats(folder: Path, names: list[str]) -> tuple[dict[str, int], tupl
     found, odd = {}, {}
     for name in names:
         match, _ = _kohya(folder, name)
-        if match and 1 <= int(match.group(1)[:9]) <= MOST_REPEATS:
-            found[name] = int(match.group(1))
+        count = int(match.group(1)[:9]) if match and len(match.group(1)) <= 9 else 0
+        if 1 <= count <= MOST_REPEATS:
+            found[name] = count
         elif match:
             odd[match.group(0)] = None
     return found, (f"the number in front of {listed(list(odd))} is not between 1 and {MOST_REPEATS} and gives no repeats",) if odd else ()

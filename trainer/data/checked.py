@@ -32,7 +32,8 @@ def read_whole(dataset: Dataset, poll: Callable[[], object] | None = None, progr
     """
     known = _Index(index, dataset.folder)
     pictures, broken = [], []
-    with strict_pillow():
+    with strict_pillow(), contextlib.ExitStack() as remembering:
+        remembering.callback(known.save)  # also where it is broken off
         for number, (picture, result) in enumerate(in_threads(lambda p: _read(p, known), dataset.pictures, poll)):
             if isinstance(result, Picture):
                 pictures.append(result)
@@ -40,7 +41,6 @@ def read_whole(dataset: Dataset, poll: Callable[[], object] | None = None, progr
                 broken.append((picture.name, result))
             if progress is not None:
                 progress(number + 1, len(dataset.pictures))
-    known.save()
     if not pictures:
         raise LoomError(all_broken(dataset.folder, broken))
     masked, odd = [], []

@@ -89,7 +89,8 @@ class Dataset:
         """sha256 over everything that changes a training: the pictures' bytes and order, their captions, the settings."""
         rows = [(picture.digest, self.caption(picture), *filter(None, [picture.mask_digest])) for picture in self.pictures]
         settings = {"resolution": self.resolutions, "repeats": [self.repeats, [p.repeats for p in self.pictures]], "flip": self.flip,
-                    "buckets": self.buckets, "upscale": self.upscale, "augment": self.augment and dataclasses.asdict(self.augment)}
+                    "buckets": self.buckets, "trigger_word": self.trigger_word, "upscale": self.upscale,
+                    "augment": self.augment and dataclasses.asdict(self.augment)}
         return hashlib.sha256(json.dumps([rows, settings], sort_keys=True).encode()).hexdigest()
 
     def with_captions(self, captions: dict[str, str]) -> Dataset:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import LoomError
 from .captions import METADATA, listed
 from .folder import fingerprint, list_captions
-from .saving import write_captions
+from .saving import check_sidecars, sidecar, write_captions
 
 SAVE_AS = ("metadata.csv", "sidecar .txt")
 MAX_CAPTION = 20_000  # characters: no text encoder reads a tenth of it
@@ -82,6 +82,8 @@ def save_edits(folder: Path, edits: dict[str, str], *, listed_as: str, save_as: 
 
 def _write(folder: Path, now: Listing, edits: dict[str, str], save_as: str) -> str:
     emptied = [name for name, caption in edits.items() if not caption]
+    texts = {sidecar(name).casefold() for name in (edits if save_as != "metadata.csv" else emptied)}
+    check_sidecars([row.name for row in now.rows if sidecar(row.name).casefold() in texts])  # another picture's caption is not to change with it
     if save_as == "metadata.csv":  # the table is whole: what it said of other pictures, it says again
         whole = {row.name: edits.get(row.name, row.caption) for row in now.rows if row.name in edits or row.source in METADATA}
         report = write_captions(folder, {name: caption for name, caption in whole.items() if caption}, save_as, whole)

@@ -100,7 +100,7 @@ def _encode_pictures(model: TrainableModel, wanted: list[_Wanted], encoder: str,
             one.row.masks = one.row.masks or []
             one.row.masks.append(None)
     for one in wanted:
-        stored = cache.get(one.key(encoder)) if encoder and one.picture.digest else None
+        stored = cache.get(one.key(encoder), "latents", "sizes") if encoder and one.picture.digest else None
         if stored is not None:
             _place(one, stored, tuple(stored.load()["sizes"].tolist()))
             yield 1
@@ -130,7 +130,7 @@ def _encode_group(model: TrainableModel, group: list[tuple[_Wanted, torch.Tensor
                             "load another VAE (SDXL: the one with the fp16 fix), or start ComfyUI with --fp32-vae or --bf16-vae")
         tensors = {"latents": made, "sizes": torch.tensor(sizes)}
         keep = encoder and one.picture.digest
-        _place(one, cache.put(one.key(encoder), tensors) if keep else Stored(tensors, None), sizes)
+        _place(one, cache.put(one.key(encoder), tensors) if keep else Stored(tensors), sizes)
     return len(group)
 
 
@@ -142,7 +142,15 @@ def _place(one: _Wanted, stored: Stored, sizes: Sizes) -> None:
 
 def latent_mask(picture: Picture, view: View, size: tuple[int, int], cells: tuple[int, ...]) -> torch.Tensor:
     """(1, *cells) in 0..1: how much of each latent cell counts. Ones where the picture has no mask."""
-    mask = None if picture.mask is None else open_mask(picture.mask, alpha=picture.mask == picture.path)
+    if picture.mask is None:
+        return torch.ones(1, *cells)
+    try:
+        same = not picture.mask_digest or hashlib.sha256(picture.mask.read_bytes()).hexdigest() == picture.mask_digest
+        mask = open_mask(picture.mask, alpha=picture.mask == picture.path) if same else None
+    except OSError:
+        same, mask = False, None
+    if not same:
+        raise LoomError(f"mask {picture.mask.name} has changed or gone since the folder was read: run again, LoadDataset will read it anew")
     if mask is None:
         return torch.ones(1, *cells)
     fitted, _ = view.of(mask.resize((picture.width, picture.height)), size, colours=False)
@@ -151,6 +159,6 @@ def latent_mask(picture: Picture, view: View, size: tuple[int, int], cells: tupl
 
 def _encode_caption(model: TrainableModel, caption: str, encoder: str, cache: Cache) -> Stored:
     if not encoder or "embedding:" in caption:  # which stands for a file that nobody has looked at here
-        return Stored(entry(model.encode_captions([caption])[0]), None)
+        return Stored(entry(model.encode_captions([caption])[0]))
     name = key(caption=caption, text=encoder)
-    return cache.get(name) or cache.put(name, entry(model.encode_captions([caption])[0]))
+    return cache.get(name, "context") or cache.put(name, entry(model.encode_captions([caption])[0]))

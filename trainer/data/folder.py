@@ -107,6 +107,9 @@ def _headers(files: dict[str, Path], names: list[str], poll: Callable[[], object
     return found, broken
 
 
+_READ = 2**24  # bytes: a larger text is no caption, and its size and time must do
+
+
 def fingerprint(folder: str | Path, leave_out: Collection[str] = ()) -> str:
     """sha256 over every picture's and caption file's name, size and time, and over the captions' bytes; cheap, and never raises.
 
@@ -120,7 +123,7 @@ def fingerprint(folder: str | Path, leave_out: Collection[str] = ()) -> str:
             if name not in leave_out and (text or name.lower().endswith(SUFFIXES)):
                 stat = path.stat()
                 digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-                digest.update(path.read_bytes() if text else b"")
+                digest.update(path.read_bytes() if text and stat.st_size <= _READ else b"")
     except (OSError, TypeError, ValueError):
         return "unreadable"
     return digest.hexdigest()

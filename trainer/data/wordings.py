@@ -3,17 +3,19 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 
 from ..config import DataConfig
 from .dataset import word_pattern
 
 
 def wordings(caption: str, trigger_word: str, config: DataConfig, seed: int) -> list[str]:
-    """The captions that stand for this one, each once, in `caption_variants` drawings from the seed; itself alone where nothing is varied.
+    """The captions that stand for this one, in `caption_variants` drawings from the seed, likely ones more than once; itself alone where
+    nothing is varied.
 
-    The first `keep_tokens` tags and those with the trigger word stay, and stay in front. Tags are what commas part.
+    The first `keep_tokens` tags and those with the trigger word stay, and stay in front. Tags are what commas part, Chinese ones too.
     """
-    tags = [tag for tag in (part.strip() for part in caption.split(",")) if tag]
+    tags = [tag for tag in (part.strip() for part in re.split(r"[,\uff0c\u3001]", caption)) if tag]
     if len(tags) < 2 or not (config.shuffle_tags or config.tag_dropout):
         return [caption]
     trigger = word_pattern(trigger_word) if trigger_word else None
@@ -27,4 +29,4 @@ def wordings(caption: str, trigger_word: str, config: DataConfig, seed: int) -> 
         if config.shuffle_tags:
             chance.shuffle(kept)
         found.append(", ".join(front + kept))
-    return list(dict.fromkeys(found))
+    return found
