@@ -312,6 +312,30 @@ def test_interrupt_keeps_what_is_done(dataset: Dataset, save_as: str) -> None:
     assert texts(read_dataset(dataset.folder, min_size=64)) == {"astronaut.png": "", "chelsea.jpg": "a tabby cat", "sub/咖啡.png": "", **done}
 
 
+def test_what_was_made_is_handed_over_on_every_way_out(dataset: Dataset) -> None:
+    handed: list[dict[str, str]] = []
+    with pytest.raises(KeyboardInterrupt):
+        caption_dataset(dataset, Words(), Wording(existing="replace", max_tags=1), poll=_raiser(KeyboardInterrupt, 3), keep=lambda d: handed.append(texts(d)))
+    assert handed == [{"astronaut.png": "cat", "chelsea.jpg": "coffee", "sub/咖啡.png": ""}]
+    dataset.pictures[0].path.unlink()  # gone meanwhile: the others do not suffer
+    captioned, report = caption_dataset(dataset, Words(), Wording(existing="replace", max_tags=1), keep=lambda d: handed.append(texts(d)))
+    assert handed[1] == texts(captioned) and texts(captioned)["astronaut.png"] == "" and texts(captioned)["chelsea.jpg"] == "cat"
+    assert "1 pictures cannot be read any more and stay as they were: astronaut.png" in report
+
+
+def test_what_the_user_writes_meanwhile_stays(dataset: Dataset) -> None:
+    table = dataset.folder / "metadata.csv"
+    table.write_text("filename,prompt\nastronaut.png,old\nchelsea.jpg,old\n")
+    current, words = read_dataset(dataset.folder, min_size=64), Words()
+
+    def poll() -> None:
+        if words.calls == 0:
+            table.write_text("filename,prompt\nastronaut.png,by hand\nchelsea.jpg,old\n")
+
+    caption_dataset(current, words, Wording(max_tags=1), save_as="metadata.csv", poll=poll)
+    assert texts(read_dataset(dataset.folder, min_size=64)) == {"astronaut.png": "by hand", "chelsea.jpg": "old", "sub/咖啡.png": "cat"}
+
+
 def test_failed_write_leaves_the_old_file(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     table = dataset.folder / "metadata.csv"
     table.write_text("filename,prompt\nastronaut.png,mine\n")

@@ -100,6 +100,16 @@ def test_where_nobody_reads_them_is_said(home):
     assert "warning: LoadDataset reads other captions for chelsea.jpg: caption_source 'sidecar'" in report
 
 
+@pytest.mark.parametrize(("caption", "save_as"), [("only the png", "sidecar .txt"), ("", "metadata.csv"), ("", "sidecar .txt")])
+def test_another_picture_s_caption_does_not_change_with_it(home, caption, save_as):
+    Image.fromarray(data.chelsea()).save(home / "chelsea.png")  # shares chelsea.txt
+    with pytest.raises(LoomError, match="would share the caption file chelsea.txt"):
+        save(home, {"chelsea.png": caption}, save_as)
+    assert captions(home)["chelsea.jpg"] == "a tabby cat"
+    save(home, {"chelsea.png": "the png"}, "metadata.csv")
+    assert captions(home)["chelsea.jpg"] == "a tabby cat" and captions(home)["chelsea.png"] == "the png"
+
+
 def test_captions_are_one_line(home):
     save(home, {"chelsea.jpg": " a\r\n cat\u2028\0 and 👩\u200d🚀\ud800 "}, "sidecar .txt")
     assert (home / "chelsea.txt").read_text("utf-8") == "a cat and 👩\u200d🚀\n"
