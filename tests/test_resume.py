@@ -99,11 +99,9 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(model: backbone.DiffusersModel
     assert not (resumed.run_folder / checkpoint.FILE).exists(), "a run that is over has nothing to resume"
 
 
-@pytest.mark.parametrize("kept", [2**30, 0], ids=["in memory", "on disk"])
-@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize(("cache", "kept"), [(True, 0), (False, 2**30)], ids=["found again, read from disk", "made again, in memory"])
 def test_variants_and_wordings_go_on_where_they_were(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                      cache: bool, kept: int) -> None:
-    """With what was encoded found again, on disk or in memory, or made again."""
     monkeypatch.setattr(Cache.__init__, "__defaults__", (kept,))
     pictures = dataclasses.replace(dataset, augment=Augmentation(flip=0.5, rotation=10.0, hue=60.0, variants=3), repeats=2)
     config = CONFIG.replace(data={"shuffle_tags": True, "tag_dropout": 0.3, "keep_tokens": 0, "caption_variants": 4, "cache": cache})

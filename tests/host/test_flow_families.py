@@ -325,8 +325,8 @@ def test_diffusers_makes_the_same_weights_of_a_dora(family, tmp_path: Path) -> N
     import diffusers
 
     name, shallow, model = family
-    if name in ("flux", "qwen_image") and not os.environ.get("LORA_LOOM_HEAVY"):
-        pytest.skip("its weights take long to divide, and SD3's, Lumina 2's and Wan's are tested: LORA_LOOM_HEAVY=1 runs it")
+    if name in ("flux", "qwen_image", "lumina2") and not os.environ.get("LORA_LOOM_HEAVY"):
+        pytest.skip("its weights take long to divide, and SD3's and Wan's are tested: LORA_LOOM_HEAVY=1 runs it")
     kind, arguments, pipeline = DIFFUSERS[name]
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
     config = CONFIG.replace(adapter={"algorithm": "dora", "targets": "attention"}, train={"batch_size": 1})
