@@ -113,7 +113,7 @@ def test_the_report_over_http(comfy):
     tree = comfy.get(route(folder="图 set", min_size=64, trigger_word="zxmug", preset="person", batch_size=4))
     assert tree["pictures"] == 6 and {"broken", "alike", "blurred", "few_pictures", "short_batches"} <= {finding["id"] for finding in tree["findings"]}
     assert comfy.get(route(folder="图 set", min_size=64, flip="true", resolution=256))["resolution"] == 256
-    for wrong, said in (({"folder": "../output"}, "'../output' is not there"), ({"folder": "/etc"}, "is not there"), ({}, "folder is empty"),
+    for wrong, said in (({"folder": "../output"}, "'../output' is none that LoadDataset lists"), ({"folder": "/etc"}, "is none that LoadDataset lists"), ({}, "is no name"),
                         ({"folder": "图 set", "resolution": "1e9"}, "no whole number"), ({"folder": "图 set", "resolution": 1}, "below 64"),
                         ({"folder": "图 set", "buckets": "maybe"}, "buckets=true"), ({"folder": "图 set", "nonsense": 1}, "'nonsense' is unknown"),
                         ({"folder": "图 set", "batch_size": 0}, "batch_size 0"), ({"folder": "图 set", "preset": "../x"}, "unknown"),

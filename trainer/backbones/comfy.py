@@ -226,7 +226,7 @@ class ComfyModel:
 
     def _digest(self, network: torch.nn.Module, patcher, *facts: object) -> str:
         """Weights as they are without the LoRAs stacked on them, which may be in force or not, and those LoRAs."""
-        weights = dict(network.state_dict(keep_vars=True))
+        weights = dict(network.state_dict(keep_vars=True)) if isinstance(network, torch.nn.Module) else {}
         if not weights:
             return ""
         weights.update({name: getattr(kept, "weight", kept) for name, kept in getattr(patcher, "backup", {}).items()})
