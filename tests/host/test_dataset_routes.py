@@ -81,7 +81,9 @@ def put(comfy, name: str, count: int = 3) -> Path:
 
 
 def tree(comfy) -> set[str]:
-    return {p.relative_to(comfy.base).as_posix() for folder in ("input", "outside", "output", "custom_nodes", "models") for p in (comfy.base / folder).glob("**/*")}
+    """Every file and folder now, among them a folder that the server is about to clear away (which `Path.glob` would stumble over)."""
+    walked = (walk for folder in ("input", "outside", "output", "custom_nodes", "models") for walk in os.walk(comfy.base / folder))
+    return {(Path(at) / name).relative_to(comfy.base).as_posix() for at, folders, files in walked for name in (*folders, *files)}
 
 
 def test_an_upload_becomes_a_folder_that_the_node_lists(comfy):
