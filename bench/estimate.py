@@ -1,7 +1,7 @@
 """What was said before the start against what then came: memory of a step, and the time of a run.
 
 `python bench/estimate.py` counts the bytes that tensors really hold in one step of SD1.5 at full size (random weights), with and without
-checkpointing, and times whole runs of the toy base. `--steps 0` leaves out the time. Needs a ComfyUI for SD1.5's random checkpoint alone.
+checkpointing, and times whole runs of the toy base. `--only` does one of the two. Needs a ComfyUI for SD1.5's random checkpoint alone.
 """
 from __future__ import annotations
 
@@ -93,18 +93,20 @@ def seconds(folder: Path, steps: int, rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100, help="of the timed runs; 0 leaves them out")
+    parser.add_argument("--steps", type=int, default=100, help="of the timed runs")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs")
     parser.add_argument("--write", action="store_true", help="append the tables to bench/RESULTS.md")
+    parser.add_argument("--only", choices=("time", "memory"), help="one of the two")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, checkpoint = Path(name), Path(name) / "random_sd15.safetensors"
-        report = heading("python bench/estimate.py", f"ComfyUI {start_comfyui(folder / 'comfyui')}")
-        if given.steps:
+        report = heading("python bench/estimate.py", *([] if given.only == "time" else [f"ComfyUI {start_comfyui(folder / 'comfyui')}"]))
+        if given.only != "memory":
             report += ["**Time**: said after the third step, against the run from its first step to its file", seconds(folder, given.steps, given.rounds)]
-        write_random(checkpoint, "sd15", torch.float16)
-        report += ["**Memory of a step**, SD1.5 at full size, random weights, fp32: said before the first step, against the most that its tensors held",
-                   memory(checkpoint, folder)]
+        if given.only != "time":
+            write_random(checkpoint, "sd15", torch.float16)
+            report += ["**Memory of a step**, SD1.5 at full size, random weights, fp32: said before the first step, against the most that its tensors held",
+                       memory(checkpoint, folder)]
     write(report, given.write)
 
 
