@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from lora_loom.trainer.adapters import Adapter, adapted, eject, select, size
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.diffusers_load import Parts
 from lora_loom.trainer.backbones.protocol import Batch, Conditioning
-from lora_loom.trainer.config import ALGORITHMS, TARGETS, AdapterConfig, OptimConfig
+from lora_loom.trainer.config import ALGORITHMS, TARGETS, AdapterConfig, LoomConfig, OptimConfig
 from lora_loom.trainer.errors import LoomError
-from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from lora_loom.trainer.runs.export import for_diffusers
+from lora_loom.trainer.runs.lora_names import read
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 LINEAR = (r"attn[12]\.to_", r"ff\.net", r"time_emb_proj")
@@ -427,3 +431,62 @@ def test_dropout_works_though_the_base_is_in_eval_mode(model: backbone.Diffusers
             torch.manual_seed(seed)
             outs.append(model.predict(noisy, timesteps, batch, batch.conditioning))
     assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+
+
+def _peft_dora(model: backbone.DiffusersModel, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """(a DoRA as PEFT leaves it after some training, its rows of other lengths than the weight's; what PEFT answers with it)."""
+    noisy, timesteps, batch = inputs()
+    theirs = copy.deepcopy(model.unet)
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=r".*(attn2\.to_k|resnets\.0\.conv1)"), theirs)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.1 * torch.rand(parameter.shape, generator=generator))
+        wanted = theirs.eval()(noisy, timesteps, encoder_hidden_states=torch.cat([c.context for c in batch.conditioning])).sample
+    path = tmp_path / "dora.safetensors"
+    save_file({f"unet.{k}": v.contiguous() for k, v in get_peft_model_state_dict(theirs).items()}, path)
+    return path, wanted
+
+
+def test_a_dora_goes_on_from_what_peft_and_others_have_made(model: backbone.DiffusersModel, tmp_path: Path) -> None:
+    """The first answer is that of the file, a LoRA's too; and what is saved says the same to PEFT, which divides by |W + sBA|, and to ComfyUI, by |W|."""
+    noisy, timesteps, batch = inputs()
+    target = (r"attn2\.to_k$", r"resnets\.0\.conv1$")
+    path, wanted = _peft_dora(model, tmp_path)
+    found = read(path, model.layer_names("lora_unet"), model.family)
+    predict = lambda: model.predict(noisy, timesteps, batch, batch.conditioning)
+    with torch.no_grad():
+        plain = predict()
+        with adapted(model, AdapterConfig(algorithm="dora", rank=6, alpha=3.0, target_modules=target), seed=0) as adapters:
+            for adapter in adapters:
+                adapter.load(found[adapter.key])
+                adapter.settle()
+            torch.testing.assert_close(predict(), wanted, rtol=0, atol=1e-5)
+            assert (wanted - plain).abs().max() > 0.01
+            theirs = for_diffusers(adapters, LoomConfig().replace(output={"save_dtype": "fp32"}))
+            for adapter in adapters:
+                weight, tensors = adapter.layer.get_base_layer().weight, adapter.tensors()
+                whole = weight + 0.5 * (tensors["lora_up.weight"].flatten(1) @ tensors["lora_down.weight"].flatten(1)).reshape(weight.shape)
+                rows = lambda t, shape=weight.shape: t.reshape(-1, *[1] * (len(shape) - 1))
+                by_comfyui = whole * tensors["dora_scale"] / rows(weight.flatten(1).norm(dim=1))
+                magnitude = theirs[f"{adapter.diffusers.theirs[0]}.lora_magnitude_vector.weight"]
+                torch.testing.assert_close(by_comfyui, whole * rows(magnitude) / rows(whole.flatten(1).norm(dim=1)), rtol=1e-4, atol=1e-6)
+            again = {a.key: {k: v.clone() for k, v in a.tensors().items()} for a in adapters}
+        with adapted(model, AdapterConfig(algorithm="dora", rank=6, target_modules=target), seed=0) as adapters:
+            for adapter in adapters:
+                adapter.load(again[adapter.key])
+            torch.testing.assert_close(predict(), wanted, rtol=0, atol=1e-5)
+        loras = {key: {k: v for k, v in tensors.items() if k != "magnitude"} for key, tensors in found.items()}
+        answers = []
+        for algorithm in ("lora", "dora"):
+            with adapted(model, AdapterConfig(algorithm=algorithm, rank=4, target_modules=target), seed=0) as adapters:
+                for adapter in adapters:
+                    adapter.load(loras[adapter.key])
+                answers.append(predict())
+        torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
+        with adapted(model, AdapterConfig(algorithm="dora", rank=4, target_modules=(r"down_blocks\.0.*attn1\.to_q$",)), seed=0) as [adapter]:
+            with pytest.raises(LoomError, match="init_lora has"):  # magnitudes of columns, as LyCORIS's wd_on_out=False has them
+                adapter.load({**{k: v.clone() for k, v in adapter.tensors().items()}, "dora_scale": torch.ones(1, 64)})

@@ -48,6 +48,12 @@ def test_configs_are_frozen():
         LoomConfig().train.steps = 5
 
 
+@pytest.mark.parametrize("change", [{"algorithm": "oft", "rank": 1}, {"algorithm": "dora", "rank": 1}, {"algorithm": "dora", "target_modules": ("to_v$ rank=1",)}])
+def test_what_turns_needs_a_plane(change):
+    with pytest.raises(LoomError, match=f"rank 1 with {change['algorithm']}: .*set rank to 2 or more"):
+        LoomConfig().replace(adapter=change).validate()
+
+
 @pytest.mark.parametrize("part, name, value, rule", [
     ("adapter", "algorithm", "lor", "one of lora, dora, rslora, loha, lokr, oft; did you mean 'lora'?"),
     ("adapter", "rank", 0, "below 1: LoRAConfig.rank takes 1 to 512"),

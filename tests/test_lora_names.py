@@ -130,6 +130,9 @@ def test_files_that_are_no_loras_of_this_family(model: backbone.DiffusersModel, 
     save_file({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(4, 8)}, tmp_path / "flux.safetensors")
     with pytest.raises(LoomError, match="flux.safetensors' has 1 of 1 tensors that name no layer of this model.*same family"):
         read(tmp_path / "flux.safetensors", names, FAMILIES["sd15"])
+    save_file({"lora_unet_down_blocks_0_resnets_0_conv1.lora_mid.weight": torch.zeros(4, 4, 3, 3)}, tmp_path / "tucker.safetensors")
+    with pytest.raises(LoomError, match="tucker.safetensors' has 1 of 1 tensors of a kind that cannot be gone on from.*without Tucker decomposition"):
+        read(tmp_path / "tucker.safetensors", names, FAMILIES["sd15"])
     (tmp_path / "cut.safetensors").write_bytes(b"no tensors")
     with pytest.raises(LoomError, match="no readable safetensors file"):
         read(tmp_path / "cut.safetensors", names, FAMILIES["sd15"])

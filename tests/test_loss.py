@@ -70,6 +70,18 @@ def test_debiased_and_p2_weights_by_their_formulas(scheduler: DDPMScheduler) -> 
     torch.testing.assert_close(diffusion(scheduler).weights(every, LossConfig(weighting="p2", p2_gamma=0.5)), 1 / (1 + snr).sqrt(), rtol=1e-4, atol=0)
 
 
+def test_a_schedule_that_ends_in_pure_noise() -> None:
+    """As models with zero terminal SNR have it: the last weight is a number too, and the others are those of diffusers."""
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    every = torch.arange(1000)
+    assert scheduler.alphas_cumprod[-1] == 0
+    for prediction in ("epsilon", "v_prediction"):
+        for weighting in ("min_snr", "debiased", "p2"):
+            assert diffusion(scheduler, prediction).weights(every, LossConfig(weighting=weighting)).isfinite().all()
+    ours = diffusion(scheduler, "v_prediction").weights(every, LossConfig(min_snr_gamma=5.0))
+    torch.testing.assert_close(ours, example_weights(scheduler, every, 5.0, "v_prediction"), rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("weighting", ["min_snr", "debiased", "p2"])
 def test_the_weighted_loss_is_the_same_in_epsilon_and_in_v(scheduler: DDPMScheduler, drawn: tuple[torch.Tensor, ...], weighting: str) -> None:
     """One guess of the clean latents, said in both spaces: the weighted errors are equal, so that a weighting means one thing."""

@@ -13,7 +13,7 @@ from lora_loom.trainer.config import OPTIMIZERS, AdapterConfig, LoomConfig, Opti
 from lora_loom.trainer.data.folder import read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks
-from lora_loom.trainer.job import train
+from lora_loom.trainer.job import remarks_on, train
 from lora_loom.trainer.toy import stars
 
 ON_CPU = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free_adamw")
@@ -118,6 +118,45 @@ def test_prodigy_wants_a_rate_of_one(model: backbone.DiffusersModel, tmp_path: P
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
     with pytest.raises(LoomError, match="learning_rate 0.0001 with prodigy.*set TrainLoRA.learning_rate to 1"):
         train(model, dataset, LoomConfig().replace(optim={"optimizer": "prodigy"}), loras_folder=tmp_path, runs_folder=tmp_path / "runs")
+
+
+def test_prodigy_leaves_text_encoders_alone_at_the_rate_0(model: backbone.DiffusersModel) -> None:
+    """As it is advised where a LoRA with text encoders is gone on from."""
+    available("prodigy")
+    config = OptimConfig(optimizer="prodigy", learning_rate=1.0, text_encoder_lr=0.0, scheduler="constant", weight_decay=0.1)
+    with adapted(model, AdapterConfig(rank=2, train_text_encoder=True, target_modules=(r"attn2\.to_k$",)), 0) as adapters:
+        before = {(a.key, name): p.detach().clone() for a in adapters for name, p in a.named().items()}
+        optimizer, _ = optim.build(adapters, config, 10)
+        for _ in range(3):
+            for adapter in adapters:
+                for parameter in adapter.parameters():
+                    parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+        for adapter in adapters:
+            for name, parameter in adapter.named().items():
+                assert torch.equal(parameter, before[adapter.key, name]) == adapter.key.startswith("lora_te")
+
+
+def test_the_warm_up_that_is_shown_is_the_one_that_runs(model: backbone.DiffusersModel) -> None:
+    """schedule-free AdamW has its own; a constant schedule has none, which the plan says."""
+    available("schedule_free_adamw")
+    config = OptimConfig(optimizer="schedule_free_adamw", learning_rate=1e-2, scheduler="cosine", warmup_steps=4)
+    with adapted(model, AdapterConfig(rank=2, target_modules=(r"attn2\.to_k$",)), 0) as adapters:
+        optimizer, schedule = optim.build(adapters, config, 10)
+        optimizer.train()
+        for _ in range(6):
+            shown = optim.rate(optimizer, schedule)
+            for adapter in adapters:
+                for parameter in adapter.parameters():
+                    parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            schedule.step()
+            assert shown == pytest.approx(optimizer.param_groups[0]["scheduled_lr"])
+        assert shown == pytest.approx(1e-2)
+    said = lambda **values: " ".join(remarks_on(LoomConfig().replace(optim=values), 100, "cpu"))
+    assert "scheduler cosine is not used" in said(optimizer="schedule_free_adamw", scheduler="cosine", warmup_steps=4)
+    assert "warmup_steps 4 is not used" in said(scheduler="constant", warmup_steps=4)
+    assert said(scheduler="constant_with_warmup", warmup_steps=4) == said(optimizer="schedule_free_adamw", warmup_steps=4) == ""
 
 
 @pytest.mark.parametrize("name", ["adamw8bit", "paged_adamw8bit"])

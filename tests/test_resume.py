@@ -368,6 +368,49 @@ def test_pictures_held_out_are_not_trained_on_and_overfitting_shows(model: backb
     assert "validation every 10 steps on 2 pictures held out" in (result.run_folder / "dataset.txt").read_text()
 
 
+@pytest.mark.parametrize("change", [{"ema_decay": 0.99}, {"optimizer": "schedule_free_adamw"}], ids=["ema", "schedule-free"])
+def test_what_is_validated_is_what_is_saved(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, change: dict) -> None:
+    """The average, not the values that training stands at: a still run that begins with the best file finds the same loss."""
+    try:
+        find(change.get("optimizer", "adamw"))
+    except LoomError as error:
+        pytest.skip(str(error))
+    config = CONFIG.replace(adapter={"dropout": 0.0}, optim={**change, "learning_rate": 2e-2, "scheduler": "constant"}, train={"validation_steps": 2})
+    seen: list[float] = []
+    watch = lambda now: seen.append(now.validation_loss) if now.validation_loss is not None else None
+    result = run(model, dataset, config, tmp_path, progress=watch)
+    best, found = min(seen), result.run_folder / "checkpoints" / "toy_best.safetensors"
+    still = CONFIG.replace(adapter={"dropout": 0.0}, optim={"learning_rate": 1e-8, "scheduler": "constant"}, train={"validation_steps": 1, "steps": 1})
+    train(model, dataset, still, loras_folder=tmp_path, runs_folder=tmp_path / "still", hooks=Hooks(progress=watch), init_lora=found)
+    assert seen[-1] == pytest.approx(best, rel=1e-5)
+
+
+def test_a_kill_while_the_result_is_written_leaves_a_state(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.replace(output={"save_steps": 4})
+    whole = run(model, dataset, config, tmp_path / "whole")
+
+    def killed(*_: object) -> None:
+        raise Interrupt
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr("lora_loom.trainer.runs.saver._write", killed)
+        run(model, dataset, config, tmp_path)
+    resumed = run(model, dataset, config, tmp_path, resume="toy")
+    assert resumed.path.read_bytes() == whole.path.read_bytes() and not (resumed.run_folder / checkpoint.FILE).exists()
+
+
+def test_a_dora_that_began_from_a_lora_is_resumed_exactly(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
+    """Its rows keep the lengths that they began with."""
+    first = run(model, dataset, CONFIG.replace(optim={"learning_rate": 5e-2, "scheduler": "constant"}), tmp_path / "first")
+    config = CONFIG.replace(adapter={"algorithm": "dora", "init_lora": "toy.safetensors"})
+    folders = lambda name: {"loras_folder": tmp_path / name, "runs_folder": tmp_path / name / "runs", "init_lora": first.path}
+    whole, seen = train(model, dataset, config, **folders("whole")), []
+    stopping = Hooks(progress=lambda now: seen.append(now.step), should_stop=lambda: seen[-1:] == [3])
+    assert train(model, dataset, config, hooks=stopping, **folders("parts")).steps == 3
+    resumed = train(model, dataset, config, resume="toy", **folders("parts"))
+    assert resumed.losses == whole.losses and resumed.path.read_bytes() == whole.path.read_bytes()
+
+
 def test_only_so_many_checkpoints_stay(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
     config = CONFIG.replace(train={"validation_steps": 2}, output={"save_steps": 1, "keep_checkpoints": 2, "name": "a [1] b"})
     result = run(model, dataset, config, tmp_path)

@@ -92,7 +92,7 @@ def _file_alpha(config: AdapterConfig) -> float:
 def _lora_tensors(layer: BaseTunerLayer, config: AdapterConfig) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = dict(_lora_named(layer))
     if "dora_scale" in found:
-        found["dora_scale"] = found["dora_scale"].reshape(-1, *[1] * (layer.get_base_layer().weight.ndim - 1))
+        found["dora_scale"] = layer.scale.reshape(-1, *[1] * (layer.get_base_layer().weight.ndim - 1))
     return {**found, "alpha": torch.tensor(_file_alpha(config))}
 
 
@@ -107,9 +107,11 @@ def _lora_load(layer: BaseTunerLayer, config: AdapterConfig, given: dict[str, to
     a[:rank].copy_(down.reshape(rank, *a.shape[1:]))
     b.zero_()
     b[:, :rank].copy_(up.reshape(b.shape[0], rank, *b.shape[2:]) * (scale / ours))
-    if "dora_scale" in mine and "dora_scale" in given:
-        mine["dora_scale"].copy_(given["dora_scale"].float().reshape(mine["dora_scale"].shape))
-    _lora_settle(layer)
+    if isinstance(layer, Dora):
+        scale, magnitude = (given[name].to(b) if name in given else None for name in ("dora_scale", "magnitude"))
+        if scale is not None and scale.shape[0] != len(b):  # LyCORIS's wd_on_out=False, also where the layer is square
+            raise RuntimeError("magnitudes of columns")
+        layer.take(scale if scale is None else scale.reshape(len(b)), magnitude if magnitude is None else magnitude.reshape(len(b)))
 
 
 # ---------------------------------------------------------------- LoHa, LoKr

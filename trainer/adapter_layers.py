@@ -50,6 +50,9 @@ class Dora:
     Directions stay where they are of the same length as W's rows (`settle`), so that |W + sBA| = |W|: the magnitude m alone
     says how long a row is. That is what the paper's own gradient does to first order; no norm is needed in a step, BA is never
     built; and loaders agree: PEFT divides by |W + sBA|, ComfyUI's by |W|. Dropout acts on the low-rank branch alone.
+
+    A LoRA by other trainers has rows of other lengths. What goes on from one keeps these (`take`), and its file says what
+    ComfyUI's loader makes the same of.
     """
 
     def begin(self, fetch: Fetch) -> None:
@@ -58,14 +61,33 @@ class Dora:
         with torch.no_grad(), fetch(self.get_base_layer(), like) as (weight, bias):
             self.norms = weight.float().flatten(1).norm(dim=1).to(like.device).clamp(min=1e-12)
             self.base_bias = None if bias is None else bias.clone()
+        self.lengths = self.norms  # of the rows of W + sBA
         self.magnitude = torch.nn.Parameter(self.norms.clone())
+
+    @torch.no_grad()
+    def take(self, scale: torch.Tensor | None = None, magnitude: torch.Tensor | None = None) -> None:
+        """Go on from A and B that were just put in: with ComfyUI's dora_scale (out,), with PEFT's magnitudes (out,), or as a LoRA, which has neither."""
+        a, b, s = self.lora_A[NAME].weight.flatten(1), self.lora_B[NAME].weight.flatten(1), self.scaling[NAME]
+        with self.fetch(self.get_base_layer(), a) as (weight, _):
+            lengths = (weight.flatten(1).float() + s * (b @ a)).norm(dim=1).clamp(min=1e-12)
+        if (scale is not None or magnitude is not None) and torch.allclose(lengths, self.norms, rtol=2e-3, atol=0):
+            self.magnitude.copy_(magnitude if scale is None else scale)  # ours, rounded
+            self.settle()
+            return
+        self.lengths = lengths
+        self.magnitude.copy_(lengths if scale is magnitude is None else magnitude if scale is None else scale * lengths / self.norms)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The magnitudes as ComfyUI's loader takes them, (out,)."""
+        return self.magnitude if self.lengths is self.norms else self.magnitude * self.norms / self.lengths
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.disable_adapters:
             return self.base_layer(x, *args, **kwargs)
         channels = 1 if isinstance(self.base_layer, torch.nn.Conv2d) else x.ndim - 1
         by_channel = lambda t: t.to(x.dtype).reshape([-1 if i == channels else 1 for i in range(x.ndim)])
-        factor = by_channel(self.magnitude / self.norms)
+        factor = by_channel(self.magnitude / self.lengths)
         out = self.base_layer(x, *args, **kwargs)
         low = self.lora_B[NAME](self.lora_A[NAME](self.lora_dropout[NAME](x))) * self.scaling[NAME]
         unbiased = out if self.base_bias is None else out - by_channel(self.base_bias)
@@ -73,14 +95,17 @@ class Dora:
 
     @torch.no_grad()
     def settle(self, iterations: int = 12) -> None:
-        """Each row b of B back to where |w + sbA| = |w|, the nearest such place by Newton's method: 2 s b(Aw) + s^2 bAA^Tb^T = 0."""
+        """Each row b of B back to where |w + sbA| = its length, the nearest such place by Newton's method.
+
+        Where that is |w|: 2 s b(Aw) + s^2 bAA^Tb^T = 0."""
         a, b, s = self.lora_A[NAME].weight.flatten(1), self.lora_B[NAME].weight.flatten(1), self.scaling[NAME]
         with self.fetch(self.get_base_layer(), a) as (weight, _):
             along = s * (weight.flatten(1).float() @ a.T)  # (out, r)
         gram = s * s * (a @ a.T)
+        longer = (self.lengths.square() - self.norms.square())[:, None]
         for _ in range(iterations):
             turned = along + b @ gram
-            excess = (b * (along + turned)).sum(1, keepdim=True)  # |w + sbA|^2 - |w|^2
+            excess = (b * (along + turned)).sum(1, keepdim=True) - longer  # |w + sbA|^2 - length^2
             b -= excess * turned / (2 * turned.square().sum(1, keepdim=True)).clamp(min=1e-30)
 
 

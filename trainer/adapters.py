@@ -58,7 +58,7 @@ class Adapter:
         if missing:
             raise LoomError(f"init_lora has {', '.join(sorted(tensors))} for {self.key}, {self.config.algorithm} needs {', '.join(needed)}: "
                             "choose the algorithm and rank that the file was trained with")
-        ignored = sorted(set(tensors) - {*mine, "alpha"})
+        ignored = sorted(set(tensors) - {*mine, "alpha", *(["magnitude"] if "dora_scale" in mine else [])})
         if ignored:
             raise LoomError(f"init_lora has {', '.join(ignored)} for {self.key}, which {self.config.algorithm} has no place for and would lose: "
                             f"{_PLACE.get(ignored[-1], 'it cannot be gone on from; train without it')}")
@@ -73,7 +73,7 @@ class Adapter:
                             "choose the algorithm and rank that the file was trained with, and a LoRA of this model's family") from error
 
 
-_PLACE = {"dora_scale": "set LoRAConfig.algorithm to dora"}  # what has a place for a tensor that the algorithm lacks
+_PLACE = dict.fromkeys(("dora_scale", "magnitude"), "set LoRAConfig.algorithm to dora")  # what has a place for a tensor that the algorithm lacks
 
 
 def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, str]]:

@@ -108,7 +108,12 @@ class Attempts:
     def _loop(self, objective: Objective, fitting: Fitting) -> None:
         """The training itself, with everything that watches it."""
         state, config, pictures = self.state, self.config, self.pictures
-        validate = Validation(objective, self.checked, config.train.batch_size, config.train.seed) if config.train.validation_steps else None
+        validation = Validation(objective, self.checked, config.train.batch_size, config.train.seed)
+
+        def validate() -> float:
+            with state.shown():  # what would be saved, for the best of it is kept
+                return validation()
+
         watch = self.saver.watching(state, self.log)
         if pictures:
             watch = pictures.watching(state, watch)
@@ -117,16 +122,16 @@ class Attempts:
             pictures.draw(state)
         source = partial(batches, self.encoded, self.dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
         with torch.enable_grad():
-            loop.train(state, objective, lambda skip: source(skip=skip), config, replace(self.hooks, progress=watch), validate, fitting.split)
+            loop.train(state, objective, lambda skip: source(skip=skip), config, replace(self.hooks, progress=watch),
+                       validate if config.train.validation_steps else None, fitting.split)
 
     def _begin(self, adapters: list[Adapter]) -> None:
         """A new run's start, or where it was."""
+        for adapter in adapters:
+            if adapter.key in self.first:  # before what was learned since, for a DoRA keeps the lengths of the rows that it began with
+                adapter.load(self.first[adapter.key])
         if self.written is not None:
             self.saver.take_up(self.state, self.written)
-            return
-        for adapter in adapters:
-            if adapter.key in self.first:
-                adapter.load(self.first[adapter.key])
         self.state.mark()
 
     def _instead(self, why: str, cheaper: Fitting, fitting: Fitting, needs: estimate.Memory | None) -> Fitting:

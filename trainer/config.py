@@ -95,12 +95,12 @@ class AdapterConfig:
         _limit("LoRAConfig", "module_dropout", self.module_dropout, 0, 0.9)
         if self.algorithm == "oft" and self.dropout:
             raise LoomError(f"dropout {self.dropout:g} with oft: a rotation cannot lose single values; set dropout to 0, or use module_dropout")
-        if self.algorithm == "dora" and self.rank < 2:
-            raise LoomError("rank 1 with dora: its directions need a plane to turn in; set rank to 2 or more, or use lora")
         for text in self.target_modules:
             if not text.strip():
                 raise LoomError("target_modules holds an empty pattern: remove it")
-            parse_target(text)
+        for rank in (self.rank, *(parse_target(text).rank for text in self.target_modules)):
+            if self.algorithm in ("dora", "oft") and rank == 1:
+                raise LoomError(f"rank 1 with {self.algorithm}: its directions need a plane to turn in; set rank to 2 or more, or use lora")
         _choice("LoRAConfig", "targets", self.targets, TARGETS)
         if not isinstance(self.init_lora, str):
             raise LoomError(f"init_lora is {self.init_lora!r}: it must be a file's name, or empty for a new LoRA")

@@ -120,7 +120,12 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.dev
 def remarks_on(config: LoomConfig, total: int, device: torch.device | str) -> list[str]:
     """What the user may not have meant, though it can run."""
     remarks = []
-    if config.optim.warmup_steps >= total and config.optim.scheduler != "constant":
+    own = config.optim.optimizer == "schedule_free_adamw"  # it warms up by itself
+    if own and config.optim.scheduler not in ("constant", "constant_with_warmup"):
+        remarks.append(f"scheduler {config.optim.scheduler} is not used: schedule_free_adamw needs none, it averages instead")
+    if config.optim.warmup_steps and config.optim.scheduler == "constant" and not own:
+        remarks.append(f"warmup_steps {config.optim.warmup_steps} is not used: scheduler constant has no warm-up; choose constant_with_warmup")
+    elif config.optim.warmup_steps >= total:
         remarks.append(f"warm-up of {config.optim.warmup_steps} steps is no shorter than the run of {total}: the full learning rate is never reached; lower it")
     if config.train.precision == "bf16" and slow_in_bf16(device):
         remarks.append("bf16 on this CPU takes several times as long as fp32, for it has no such instructions; set precision to auto or fp32")

@@ -42,9 +42,11 @@ def resolution_shift(tokens: int) -> float:
 # ---------------------------------------------------------------- the two processes
 
 def snr(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """Signal-to-noise ratio alpha_bar/(1-alpha_bar) at each timestep, (B,) (Hang et al. 2023, section 3.1)."""
+    """Signal-to-noise ratio alpha_bar/(1-alpha_bar) at each timestep, (B,) (Hang et al. 2023, section 3.1).
+
+    Above 0 also where a schedule ends in pure noise (Lin et al. 2023, arXiv:2305.08891), for weights divide by it."""
     a = alphas_cumprod[timesteps]
-    return a / (1 - a)
+    return (a / (1 - a)).clamp(min=1e-8)
 
 
 @dataclass(frozen=True)

@@ -70,14 +70,15 @@ def find(name: str) -> type[torch.optim.Optimizer]:
 def build(adapters: list[Adapter], config: OptimConfig, total_steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimizer over the adapters, text encoders and patterns at their own rates, and the schedule over `total_steps` optimizer steps.
 
-    Prodigy multiplies every rate by the step size that it finds, so text encoders get the general one there.
+    Prodigy multiplies every rate by the step size that it finds, so text encoders get the general one there, or 0.
     """
     rates: dict[float, list[torch.nn.Parameter]] = {config.learning_rate: []}  # first, for its rate is the one that is shown
     for adapter in adapters:
-        text = not adapter.key.startswith("lora_unet") and config.optimizer != "prodigy"
+        text = not adapter.key.startswith("lora_unet") and (config.optimizer != "prodigy" or config.text_encoder_lr == 0)
         general = config.text_encoder_lr if text else config.learning_rate
         rates.setdefault(general if adapter.learning_rate is None else adapter.learning_rate, []).extend(adapter.parameters())
-    groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items() if parameters]
+    still = {"weight_decay": 0.0}  # Prodigy takes values back to 0 at the rate 0 too
+    groups = [{"params": parameters, "lr": rate, **({} if rate else still)} for rate, parameters in rates.items() if parameters]
     row, kind = OPTIMIZERS[config.optimizer], find(config.optimizer)
     devices = {p.device for group in groups for p in group["params"]}
     cuda = all(device.type == "cuda" for device in devices)
@@ -105,5 +106,7 @@ def _try(name: str, kind: type[torch.optim.Optimizer], device: torch.device) -> 
 
 
 def rate(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
-    """The effective learning rate of the first group; Prodigy's is scaled by what it has found."""
-    return schedule.get_last_lr()[0] * optimizer.param_groups[0].get("d", 1.0)
+    """The effective learning rate of the first group in its next step; Prodigy's is scaled by what it has found, the schedule-free one warms up by itself."""
+    group = optimizer.param_groups[0]
+    warmed = min(1.0, (group["k"] + 1) / group["warmup_steps"]) if group.get("warmup_steps") else 1.0
+    return schedule.get_last_lr()[0] * group.get("d", 1.0) * warmed

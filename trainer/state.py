@@ -92,8 +92,8 @@ class State:
                 switch()
             if self.average is not None:
                 _copy(self.parameters, self.average.values)
-                for adapter in self.adapters:
-                    adapter.settle()
+            for adapter in self.adapters:  # an average need not be where they demand it
+                adapter.settle()
             yield
         finally:
             if switch is not None:

@@ -43,7 +43,7 @@ def for_diffusers(adapters: list[Adapter], config: LoomConfig) -> dict[str, torc
         if adapter.diffusers is None:
             return {}
         tensors = adapter.tensors()
-        tensors[SCALE] = turned(tensors[SCALE], tensors[DOWN].shape[1], adapter.diffusers)
+        tensors[SCALE] = turned(adapter.named()[SCALE], tensors[DOWN].shape[1], adapter.diffusers)
         for name, part in zip(adapter.diffusers.theirs, divided(tensors, adapter.diffusers)):
             part = _peft_named(part)
             part[SCALE] = part[SCALE].reshape(-1) if part["lora_A.weight"].ndim == 2 else part[SCALE].reshape(1, -1, 1, 1)

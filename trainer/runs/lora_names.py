@@ -19,8 +19,8 @@ _SUFFIXES = {
     ".lora_A.default.weight": "lora_down.weight", ".lora_B.default.weight": "lora_up.weight", ".lora_A.weight": "lora_down.weight",
     ".lora_B.weight": "lora_up.weight", ".lora_down.weight": "lora_down.weight", ".lora_up.weight": "lora_up.weight",
     ".lora.down.weight": "lora_down.weight", ".lora.up.weight": "lora_up.weight", "_lora.down.weight": "lora_down.weight",
-    "_lora.up.weight": "lora_up.weight", ".lora_magnitude_vector.default.weight": "dora_scale", ".lora_magnitude_vector.weight": "dora_scale",
-    ".lora_magnitude_vector": "dora_scale", ".dora_scale": "dora_scale", ".alpha": "alpha", ".oft_blocks": "oft_blocks",
+    "_lora.up.weight": "lora_up.weight", ".lora_magnitude_vector.default.weight": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector": "magnitude", ".dora_scale": "dora_scale", ".alpha": "alpha", ".oft_blocks": "oft_blocks",
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
                                      "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "rescale")},
 }
@@ -101,14 +101,20 @@ def read(path: Path, names: dict[str, str], family: Family) -> dict[str, Tensors
     except Exception as error:
         raise LoomError(f"init_lora {path.name!r} is no readable safetensors file ({error}): choose another, or none") from error
     found: dict[str, dict[str, torch.Tensor]] = {}
-    strange = []
+    strange, unknown = [], []
     for key, tensor in tensors.items():
         stem = _suffix(key)
-        ours = layer_key(stem[0], keys, family.text_prefixes) if stem else None
+        if stem is None:
+            unknown.append(key)
+            continue
+        ours = layer_key(stem[0], keys, family.text_prefixes)
         if ours is None:
             strange.append(key)
         else:
             found.setdefault(ours, {})[stem[1]] = tensor
+    if unknown and not strange:
+        raise LoomError(f"init_lora {path.name!r} has {len(unknown)} of {len(tensors)} tensors of a kind that cannot be gone on from, such as {unknown[0]!r}: "
+                        "choose a LoRA, DoRA, LoHa, LoKr or OFT without Tucker decomposition, or train without it")
     if strange:
         raise LoomError(f"init_lora {path.name!r} has {len(strange)} of {len(tensors)} tensors that name no layer of this model, such as {strange[0]!r}: "
                         "choose a LoRA of the same family")

@@ -8,6 +8,7 @@ from ..errors import LoomError
 
 Tensors = dict[str, torch.Tensor]  # of one layer, by suffix
 DOWN, UP, SCALE = "lora_down.weight", "lora_up.weight", "dora_scale"
+MAGNITUDE = "magnitude"  # PEFT's, which divides by |W + BA| where ComfyUI's loader divides by |W|
 
 
 def turned(rows: torch.Tensor, columns: int, named: Named) -> torch.Tensor:
@@ -30,10 +31,10 @@ def joined(given: dict[int, Tensors], named: Named, what: str) -> Tensors:
     stay apart, so that the rank is the sum of theirs. LoomError, beginning with `what`, where they cannot be put together."""
     if len(named.theirs) == 1 and not named.last_swapped:
         return given[0]
-    if not all({DOWN, UP} <= part.keys() <= {DOWN, UP, "alpha", SCALE} for part in given.values()):
+    if not all({DOWN, UP} <= part.keys() <= {DOWN, UP, "alpha", SCALE, MAGNITUDE} for part in given.values()):
         raise LoomError(f"{what} has {', '.join(sorted(set().union(*given.values())))} for parts of a layer: LoRA and DoRA can be put together; "
                         "choose such a file, or one that names the layer whole")
-    if len({SCALE in given.get(i, {}) for i in range(len(named.theirs))}) > 1:
+    if any(len({name in given.get(i, {}) for i in range(len(named.theirs))}) > 1 for name in (SCALE, MAGNITUDE)):
         raise LoomError(f"{what} has a DoRA of {len(given)} of the {len(named.theirs)} parts of a layer: choose a file that has all of them")
     downs = {i: part[DOWN].float() for i, part in given.items()}
     ups = {i: part[UP].float() * (part["alpha"].item() / len(downs[i]) if "alpha" in part else 1.0) for i, part in given.items()}
@@ -50,5 +51,7 @@ def joined(given: dict[int, Tensors], named: Named, what: str) -> Tensors:
             up[start:start + row * share, column:column + len(downs[i])] = ups[i]
             column += 0 if shared else len(downs[i])
         start += row * share
-    magnitudes = {SCALE: torch.cat([given[i][SCALE] for i in sorted(given)])} if SCALE in given[first] else {}
+    magnitudes = {name: torch.cat([given[i][name] for i in sorted(given)]) for name in (SCALE, MAGNITUDE) if name in given[first]}
+    if MAGNITUDE in magnitudes:
+        magnitudes[MAGNITUDE] = turned(magnitudes[MAGNITUDE], one.shape[1], named)
     return {DOWN: down, UP: turned(up, one.shape[1], named), "alpha": torch.tensor(float(len(down))), **magnitudes}

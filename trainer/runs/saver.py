@@ -62,11 +62,9 @@ class Saver:
         """The result, whatever has been learned; and, where the run is not over, the state to go on from."""
         if not state.step:
             return
-        with contextlib.suppress(OSError):
-            if state.step < state.steps:
+        if state.step < state.steps:
+            with contextlib.suppress(OSError):
                 self._resumable(state)
-            else:
-                checkpoint.remove(self.run)
         data, self.lora = self._bytes(state), self._tensors(state, "diffusion_model")
         self.reserve.release()
         self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
@@ -74,6 +72,9 @@ class Saver:
         if self.config.adapter.algorithm == "dora":
             with contextlib.suppress(OSError):
                 self._write_for_diffusers(state)
+        if state.step >= state.steps:  # last: a kill before this costs no more than the steps since the last save
+            with contextlib.suppress(OSError):
+                checkpoint.remove(self.run)
         self.hooks.event("saved", {"path": str(self.path), "steps": state.step})
 
     def take_up(self, state: State, written: tuple) -> None:
