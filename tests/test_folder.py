@@ -129,6 +129,17 @@ def test_exif_rotation(tmp_path: Path) -> None:
     assert upright.shape == (160, 80, 3) and upright[0, 0, 0] == 255 and upright[-1, 0, 0] == 0
 
 
+@pytest.mark.parametrize("compression", ["raw", "jpeg"])
+def test_tiff_rotation(tmp_path: Path, compression: str) -> None:
+    """Newer Pillows give a TIFF's size turned already, and its header must not be turned twice."""
+    pixels = np.zeros((80, 160, 3), np.uint8)
+    pixels[:, :80] = 255
+    Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={274: 6}, compression=compression)
+    shown = read_dataset(tmp_path, **SMALL).pictures[0]
+    upright = np.asarray(open_picture(shown.path))
+    assert (shown.width, shown.height) == (80, 160) and upright.shape == (160, 80, 3) and upright[0, 40, 0] > 200 and upright[-1, 40, 0] < 50
+
+
 def test_transparency_falls_on_white(tmp_path: Path) -> None:
     rgba = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     rgba.paste((0, 0, 255, 255), (0, 0, 32, 64))
@@ -194,6 +205,22 @@ def test_sidecars_and_encodings(cats: Path) -> None:
     assert captions(dataset) == {"astronaut.png": "一位宇航员", "chelsea.jpg": "一只橘猫", "sub/coffee.webp": "a cup"}
     assert dataset.caption_source == "sidecar"
     assert len(dataset.warnings) == 1 and "chelsea.txt" in dataset.warnings[0] and "GBK" in dataset.warnings[0]
+
+
+@pytest.mark.parametrize("text", ["一只猫", "1girl, 一只猫", "猫和一只狗"])
+def test_gbk_that_happens_to_be_utf8(tmp_path: Path, text: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(text.encode("gbk"))
+    dataset = read_dataset(tmp_path, **SMALL)
+    assert captions(dataset) == {"a.png": text} and "GBK" in dataset.warnings[0]
+
+
+@pytest.mark.parametrize("text", ["«été» à côté", "он на боку", "naïve café, 5 µm²", "ελλα", "nº 5, é", "un émeu, øre", "שלום", "一只猫", "Ａ中"])
+def test_what_is_utf8_stays_so(tmp_path: Path, text: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    dataset = read_dataset(tmp_path, **SMALL)
+    assert captions(dataset) == {"a.png": text} and not dataset.warnings
 
 
 def test_folder_names(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ SIDECARS = (".txt", ".caption")
 NAME_COLUMNS = ("filename", "file_name")
 CAPTION_COLUMNS = ("prompt", "text", "caption")
 MOST_REPEATS = 1000
+_GB2312 = re.compile(rb"(?:[\x00-\x7f]|[\xa1-\xa3\xb0-\xf7][\xa1-\xfe])*")
 KOHYA = re.compile(r"(\d+)_(.*\S.*)", re.DOTALL)  # kohya-ss/sd-scripts names folders <repeats>_<class words>
 
 
@@ -44,13 +45,24 @@ def read_text(path: Path, label: str) -> tuple[str, tuple[str, ...]]:
     except OSError as error:
         raise LoomError(f"{label} cannot be read ({error.strerror}): check that it exists and may be read") from error
     try:
-        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"), ()
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if not _by_chance(raw, text):
+            return text, ()
     except UnicodeDecodeError:
         pass
     try:
         return raw.decode("gb18030"), (f"{label} is not UTF-8; it was read as GBK. Save it as UTF-8 if its text looks wrong",)
     except UnicodeDecodeError:
         raise LoomError(f"{label} is neither UTF-8 nor GBK text: save it as UTF-8") from None
+
+
+def _by_chance(raw: bytes, text: str) -> bool:
+    """Whether `raw` is UTF-8 by chance alone: a few characters of GBK can be, each as one of two bytes. Then there are words of several
+    scripts, and nothing but GB2312, the common part of GBK."""
+    if any(c > "\u07ff" for c in text) or not _GB2312.fullmatch(raw):
+        return False
+    scripts = lambda word: {unicodedata.name(c, "?").split()[0] for c in word if unicodedata.category(c)[0] in "LM"} - {"COMBINING", "MODIFIER"}
+    return any(len(scripts(word)) > 1 for word in re.findall(r"[^\x00-\x7f]+", unicodedata.normalize("NFKC", text)))
 
 
 def _csv_rows(text: str, label: str) -> Iterator[tuple[int, str, str]]:

@@ -16,7 +16,7 @@ from ..errors import LoomError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 # Pillow tells formats by content: without this list an EPS called .png would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
-_ORIENTATION = 0x0112  # EXIF
+_ORIENTATION, _WIDTH = 0x0112, 0x0100  # EXIF and TIFF
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, kept also where another extension has switched it off
 
 
@@ -56,6 +56,8 @@ def header(path: str | Path) -> tuple[int, int, dict[str, object]]:
             turned = exif.get(_ORIENTATION) in (5, 6, 7, 8)
         except Exception:  # a damaged EXIF block says nothing about the pixels
             turned = False
+        if image.format == "TIFF" and image.width != image.tag_v2.get(_WIDTH, image.width):
+            turned = False  # newer Pillows give it turned already
         return (image.height, image.width, image.info) if turned else (image.width, image.height, image.info)
 
 

@@ -44,7 +44,7 @@ def unpack(path: Path) -> Iterator[tuple[str, bytes, str]]:
     except Exception as error:  # zipfile raises nearly every kind there is
         raise LoomError(f"the zip is damaged ({str(error) or type(error).__name__}): make it again") from error
     with archive:
-        entries = [info for info in archive.infolist() if not info.is_dir()]
+        entries = [info for info in archive.infolist() if not entry_name(info).endswith("/")]
         total = sum(info.file_size for info in entries)
         if len(entries) > MAX_FILES:
             raise LoomError(f"the zip holds {len(entries)} files: up to {MAX_FILES} are taken; divide it")
@@ -62,15 +62,17 @@ def unpack(path: Path) -> Iterator[tuple[str, bytes, str]]:
 
 
 def entry_name(info: zipfile.ZipInfo) -> str:
-    """The name as its maker meant it: zips made by Windows in Chinese hold GBK and do not say so, some made by macOS UTF-8."""
+    """The name as its maker meant it: zips made by Windows in Chinese hold GBK and do not say so, some made by macOS UTF-8, and
+    PowerShell 5 parts folders by backslashes."""
     name = info.orig_filename  # `filename` has been tidied: what looks like a trick is to be seen as one
     if not info.flag_bits & _UTF8:
         for encoding in ("utf-8", "gb18030"):
             try:
-                return name.encode("cp437").decode(encoding)
+                name = name.encode("cp437").decode(encoding)
+                break
             except UnicodeError:
                 pass
-    return name
+    return name.replace("\\", "/")  # after decoding, for a second byte of GBK may be a backslash's
 
 
 class _Sparing(io.FileIO):
