@@ -106,8 +106,9 @@ def _loader(method: str, model: str, clip, options: CaptionOptions):
     if method == "vision_llm" and clip is not None:
         return lambda: clip_socket.load(clip, options)
     if (method, model) == ("vision_llm", NONE):
-        raise LoomError(f"model is {NONE} and no CLIP is connected: connect one that reads pictures and writes text to AutoCaption.clip, or put "
-                        f"{methods.METHODS[method].wants} into models/{methods.METHODS[method].home}, refresh the page and choose it")
+        wanted = methods.METHODS[method]
+        raise LoomError(f"model is {NONE} and no CLIP is connected: put {wanted.wants} into models/{wanted.home} (from {wanted.source}), "
+                        "refresh the page and choose it; or connect a CLIP that reads pictures and writes text, such as Qwen3-VL, to AutoCaption.clip")
     path = methods.model_path(method, model, folders.caption_models())
     device = comfy.model_management.get_torch_device()
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -22,13 +22,13 @@ _SWITCHES = {"flip": False, "buckets": True}
 _NAMES = ("folder", "preset", *_TEXTS, *_NUMBERS, *_SWITCHES)
 
 
-def report(query: Mapping[str, str]) -> dict[str, Any]:
-    """{folder=, resolution=512, …, preset=, batch_size=1} -> Report.to_dict(). LoomError for anything else."""
+def report(query: Mapping[str, str], poll: Callable[[], object] | None = None) -> dict[str, Any]:
+    """{folder=, resolution=512, …, preset=, batch_size=1} -> Report.to_dict(). LoomError for anything else. `poll` is called on the way and may raise."""
     values = _values(query)
     pictures = presets.merge(presets.load(query["preset"]), {}).train.pictures if query.get("preset") else (0, 0)
     settings = {name: value for name, value in values.items() if name != "batch_size"}
-    dataset = read_dataset(dataset_folder(query.get("folder")), index=folders.cache() / "pictures", **settings)
-    return examine(dataset, Training(batch_size=values["batch_size"], pictures=pictures), cache=folders.measures()).to_dict()
+    dataset = read_dataset(dataset_folder(query.get("folder")), index=folders.cache() / "pictures", poll=poll, **settings)
+    return examine(dataset, Training(batch_size=values["batch_size"], pictures=pictures), cache=folders.measures(), poll=poll).to_dict()
 
 
 def _values(query: Mapping[str, str]) -> dict[str, Any]:
@@ -59,7 +59,11 @@ def register() -> None:
     turn = asyncio.Lock()  # one at a time: each decodes pictures in threads of its own
 
     async def answer(request: web.Request) -> web.Response:
+        def poll() -> None:
+            if request.transport is None or request.transport.is_closing():
+                raise LoomError("nobody waits for the report any more")
+
         async with turn:
-            return web.json_response(await asyncio.to_thread(report, request.rel_url.query))
+            return web.json_response(await asyncio.to_thread(report, request.rel_url.query, poll))
 
     server.routes.get("/lora_loom/report")(guarded(answer))

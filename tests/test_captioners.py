@@ -287,7 +287,7 @@ def test_no_old_caption_is_lost(dataset: Dataset) -> None:
     backup = dataset.folder / "metadata.csv.bak"
     assert backup.read_text() == first
     second = table.read_text()
-    assert second == "filename,prompt\nastronaut.png,theirs\nchelsea.jpg,a tabby cat\ntoo_small.png,also mine\n"
+    assert second == "file_name,text,stars\nastronaut.png,theirs,5\nchelsea.jpg,a tabby cat,\ntoo_small.png,also mine,4\n"
     save_captions(current.with_captions({"astronaut.png": "theirs"}), "metadata.csv")  # no change, no further copy
     save_captions(current.with_captions({"astronaut.png": "third"}), "metadata.csv")
     assert backup.read_text() == first and (dataset.folder / "metadata.csv.bak.1").read_text() == second

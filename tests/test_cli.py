@@ -163,7 +163,7 @@ def captioner(monkeypatch):
 
 
 def caption(folder, *arguments):
-    return cli.main(["caption", "--input", str(folder / "pictures"), "--model", "any", "--device", "cpu", *arguments])
+    return cli.main(["caption", "--input", str(folder / "pictures"), "--model", str(folder), "--device", "cpu", *arguments])
 
 
 def test_caption_writes_into_the_folder(folder, captioner):
@@ -208,6 +208,8 @@ def test_caption_has_labels_of_its_own_and_refuses_other_tables(folder, captione
     assert caption(folder, "--output", "captions.json") == 2
     assert "does not end in .csv" in capsys.readouterr().err
     assert caption(folder, "--labels", "gone.txt") == 2
+    assert cli.main(["caption", "--input", str(folder / "pictures"), "--model", "gone", "--method", "wd14"]) == 2
+    assert "model 'gone' does not exist: wd14 takes a tagger's folder (selected_tags.csv" in (said := capsys.readouterr().err) and "SmilingWolf" in said
 
 
 def test_caption_options_reach_the_method(folder, captioner, capsys):

@@ -1,6 +1,7 @@
 """What the caption editor lists and saves, and the thumbnails it shows."""
 from __future__ import annotations
 
+import csv
 import io
 import os
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_an_emptied_caption_stays_empty(home, save_as, suffix):
     assert set(captions(home).values()) == {""} and "2 emptied" in report
     kept = home / ("chelsea.txt.bak" if suffix == ".txt" else "chelsea.caption")
     assert kept.read_text().strip() == "a tabby cat"
+
+
+def test_a_table_keeps_its_further_columns(home):
+    (home / "metadata.csv").write_text("score,File_Name,seed,text,note\n0.5,./Astronaut.png,7,one,\"a, b\"\n,chelsea.jpg,,a cat,\n1,gone.png,8,still here,\n")
+    save(home, {"astronaut.png": "two", "chelsea.jpg": "", "子/咖啡.png": "a cup"}, "metadata.csv")
+    assert list(csv.reader((home / "metadata.csv").open(encoding="utf-8"))) == [
+        ["score", "File_Name", "seed", "text", "note"], ["0.5", "astronaut.png", "7", "two", "a, b"], ["", "子/咖啡.png", "", "a cup", ""],
+        ["1", "gone.png", "8", "still here", ""]]
+    save(home, {"astronaut.png": ""}, "metadata.csv")
+    assert captions(home)["astronaut.png"] == "" and "0.5,astronaut.png,7,," in (home / "metadata.csv").read_text(encoding="utf-8")
 
 
 def test_a_table_keeps_its_rows_for_pictures_that_are_elsewhere(home):

@@ -94,9 +94,12 @@ def test_the_disk_takes_no_more_than_was_said(dataset: Dataset, tmp_path: Path) 
     config = CONFIG.replace(train={"steps": 6}, output={"save_steps": 2, "save_dtype": "fp32"}, samples={"sample_steps": 3})
     stopped = run(dataset, config, tmp_path, event=lambda name, data: found.update({name: data}), should_stop=lambda: True)
     assert stopped.steps == 1
+    cached = sum(path.stat().st_size for path in (stopped.run_folder.parent / ".cache").rglob("*.safetensors"))
+    first = found["memory"]["disk"]
     result = run(dataset, config, tmp_path, event=lambda name, data: found.update({name: data}))
     written = sum(path.stat().st_size for path in [result.path, *result.run_folder.rglob("*")] if path.is_file() and "tfevents" not in path.name)
     assert 0.1 * found["memory"]["disk"] < written <= found["memory"]["disk"]
+    assert 0 < cached == first - found["memory"]["disk"]  # which the first run has left to the second
 
 
 def test_what_would_not_fit_is_planned_before_the_first_step(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,21 @@ def test_what_may_not_change_is_named(model: backbone.DiffusersModel, dataset: D
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("part,name", [("vae", "vae"), ("text_encoders", "text encoder")])
+def test_another_encoder_is_named(dataset: Dataset, tmp_path: Path, part: str, name: str) -> None:
+    model = backbone.load("toy_base", "cpu", "fp32")
+    interrupted(model, dataset, CONFIG, tmp_path, polls=2)
+    encoders = getattr(model, part)
+    weight = next((encoders[0] if isinstance(encoders, (list, tuple)) else encoders).parameters())
+    with torch.no_grad():
+        weight.view(-1)[0] += 0.5
+    with pytest.raises(LoomError, match=f"resume 'toy' with another {name} than it began with.*connect the one that it had"):
+        run(model, dataset, CONFIG, tmp_path, resume="toy")
+    with torch.no_grad():
+        weight.view(-1)[0] -= 0.5
+    assert run(model, dataset, CONFIG, tmp_path, resume="toy").steps == CONFIG.train.steps
+
+
 def test_other_pictures_other_models_and_no_state_are_named(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(model, dataset, CONFIG, tmp_path, polls=2)
     with pytest.raises(LoomError, match="other pictures, captions or dataset settings"):

@@ -78,15 +78,15 @@ CAPTION = {
                "`replace`, one a line: `grey => gray`. Tags are replaced whole; in texts, words and phrases are.",
                "`ban`, with commas: these tags are left out (`*hair` stands for every tag that ends so). Of texts, whole sentences with these words are left out.",
                "`instruction`: Florence-2 knows `<CAPTION>`, `<DETAILED_CAPTION>` and `<MORE_DETAILED_CAPTION>`; BLIP takes the beginning of its caption; the others what you would ask a person."]),
-    "zh": ("# 自动打标", "用 ComfyUI `models` 文件夹里的模型为数据集的图片写提示词。不会下载任何东西：把文件放好，然后刷新页面。模型在节点运行时载入，之后卸载；取消时保留已写好的提示词"
+    "zh": ("# 自动打标", "用 ComfyUI `models` 文件夹里的模型为数据集的图片写标注。不会下载任何东西：把文件放好，然后刷新页面。模型在节点运行时载入，之后卸载；取消时保留已写好的标注"
            "（选择了 `save_as` 时写在文件夹里）。",
            ("方法", "写出什么", "放在", "文件", "例如（huggingface.co）"), "## 标签（clip_tags）",
            "一行是一组，同组的词互相竞争：", "`@名称` 代表自带的列表；用同样的名称另写一行即可补充：", "## 前后的文字", [
-               "`existing`：保留、替换或追加已有提示词；已经写过的不会重复。",
-               "`prefix` 和 `suffix` 加在每条提示词前后；训练时若缺少数据集的触发词，会自动加在最前面。",
+               "`existing`：保留、替换或追加已有标注；已经写过的不会重复。",
+               "`prefix` 和 `suffix` 加在每条标注前后；训练时若缺少数据集的触发词，会自动加在最前面。",
                "`replace`，每行一个：`grey => gray`。标签整个替换；文字中替换词和短语。",
                "`ban`，用逗号分隔：去掉这些标签（`*hair` 代表所有以此结尾的标签）。文字中含有这些词的整句会去掉。",
-               "`instruction`：Florence-2 认识 `<CAPTION>`、`<DETAILED_CAPTION>` 和 `<MORE_DETAILED_CAPTION>`；BLIP 取提示词的开头；其他模型按你的要求来写。"]),
+               "`instruction`：Florence-2 认识 `<CAPTION>`、`<DETAILED_CAPTION>` 和 `<MORE_DETAILED_CAPTION>`；BLIP 取标注的开头；其他模型按你的要求来写。"]),
 }
 EXAMPLE = """```
 @medium max=1

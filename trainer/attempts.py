@@ -46,6 +46,7 @@ class Attempts:
         self.encoded = encode(model, dataset, live_text, self._encoding, words, config.data, config.train.seed, cache)
         self.checked = encode(model, held, live_text, self._encoding, cache=cache) if held else self.encoded
         cache.tidy()
+        self._cached = cache.written
         _log.info("%d pictures and captions encoded, %d taken from the cache", cache.made, cache.found)
         self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded) if config.samples.sample_steps else None
         model.release_encoders(text_encoders=not live_text)
@@ -89,8 +90,8 @@ class Attempts:
         cheaper = fitting.cheaper(self.config.train.batch_size, self.model.can_offload)
         if needs is not None and not needs.fits and cheaper is not None:
             return self._instead("will not fit", cheaper, fitting, needs)
-        self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}),
-                                    "disk": estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes if self.pictures else 0)})
+        disk = estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes if self.pictures else 0)
+        self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}), "disk": disk + self._cached})
         try:
             self._loop(objective, fitting)
         except torch.OutOfMemoryError:

@@ -55,6 +55,9 @@ def caption_command(options: argparse.Namespace) -> int:
     from .captioners.wording import Wording, parse_ban, parse_replace
     from .data.folder import read_dataset
 
+    if not options.model.exists():  # before thousands of pictures are read
+        wanted = methods.method(options.method)
+        raise LoomError(f"model {str(options.model)!r} does not exist: {options.method} takes {wanted.wants}, from {wanted.source}")
     output = table_path(options.output, options.input)
     wording = Wording(options.prefix, options.suffix, options.existing, options.max_tags, parse_ban(file_or_text(options.ban)),
                       parse_replace(file_or_text(options.replace)))

@@ -157,7 +157,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     first = _going_on(model, config, init_lora)
     training, held = _divided(dataset, config)
     steps = total_steps(training, config, model.family)
-    written = _resumed(Path(runs_folder), resume, config, dataset, model, steps) if resume else None
+    facts = _facts(dataset, model, config)
+    written = _resumed(Path(runs_folder), resume, config, facts, steps) if resume else None
     reserve = store.Reservation(Path(loras_folder), _file_size(model, config))
     log = None
     try:
@@ -167,7 +168,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config, model.device)}\n".encode())
         log = logs.Log(run, log_dir, len(written[1]["history"]) if written else 0)
         hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config, model.device)})
-        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, _facts(dataset, model))
+        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts)
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
         with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(config.train.seed)
@@ -198,22 +199,26 @@ def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) ->
     return ". ".join(lines)
 
 
-def _facts(dataset: Dataset, model: TrainableModel) -> dict[str, str]:
-    """What must be the same when a run is taken up, by the name that messages give it."""
-    return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}"}
+def _facts(dataset: Dataset, model: TrainableModel, config: LoomConfig) -> dict[str, str]:
+    """What must be the same when a run is taken up, by the name that messages give it. Encoders are only read whole where the cache does so too."""
+    vae, text = model.encoder_digests() if config.data.cache else ("", "")
+    return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}", "vae": vae, "text encoder": text}
 
 
-def _resumed(runs_folder: Path, name: str, config: LoomConfig, dataset: Dataset, model: TrainableModel, steps: int) -> Written:
+def _resumed(runs_folder: Path, name: str, config: LoomConfig, now: dict[str, str], steps: int) -> Written:
     """The state that the run of that name goes on from. LoomError where it has none, or where something else has changed."""
     run = runs_folder / check_name(name)
     tensors, facts = checkpoint.read(run)
     checkpoint.check_same(run, config)
-    now = _facts(dataset, model)
     if facts["dataset"] != now["dataset"]:
         raise LoomError(f"resume {name!r} with other pictures, captions or dataset settings than it began with: put them back, "
                         "or start a new run and set LoRAConfig.init_lora")
     if facts["model"] != now["model"]:
         raise LoomError(f"resume {name!r} on {now['model']!r}, but it began on {facts['model']!r}: load that checkpoint, or start a new run")
+    for encoder in ("vae", "text encoder"):
+        if facts.get(encoder) and now[encoder] and facts[encoder] != now[encoder]:
+            raise LoomError(f"resume {name!r} with another {encoder} than it began with: connect the one that it had, with the same LoRAs on it "
+                            "and at the same precision, or start a new run and set LoRAConfig.init_lora")
     if len(facts["history"]) >= steps:
         raise LoomError(f"resume {name!r} is at step {len(facts['history'])} and steps is {steps}: set TrainLoRA.steps higher")
     return tensors, facts

@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_told_before_anything_runs(comfy) -> None:
     outcome = comfy.run(captioning(method="wd14", model="blip"))
     assert "'blip' is for vision_llm, not for wd14" in outcome.error and "selected_tags.csv" in outcome.error and "3" not in outcome.executed
     assert "method 'magic' is unknown" in comfy.run(captioning(method="magic", model="blip")).error
-    for changes, words in (({"model": "none"}, "no CLIP is connected: connect one"), ({"model": "none", "clip": ["9", 1]}, "CLIP reads no pictures|ComfyUI is too old"), ({"model": "blip", "replace": "x"}, "no replacement"),
+    for changes, words in (({"model": "none"}, "no CLIP is connected: put "), ({"model": "none", "clip": ["9", 1]}, "CLIP reads no pictures|ComfyUI is too old"), ({"model": "blip", "replace": "x"}, "no replacement"),
                            ({"model": "blip", "max_length": 0}, "max_length")):
         graph = captioning(method="vision_llm", **changes)
         graph["9"] = workflows.node("ToyBase")

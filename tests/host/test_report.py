@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import urllib.parse
 from pathlib import Path
 
@@ -122,6 +123,18 @@ def test_the_report_over_http(comfy):
     link = comfy.base / "input" / "out"
     link.symlink_to(comfy.base / "output", target_is_directory=True)
     assert "is not there" in refusal(comfy, folder="out")
+
+
+def test_a_report_that_nobody_waits_for_ends(comfy):
+    home = comfy.base / "input" / "many"
+    home.mkdir()
+    for number in range(300):
+        Image.fromarray(data.coffee()).rotate(number).save(home / f"{number}.jpg")
+    with socket.create_connection(("127.0.0.1", comfy.port)) as page:
+        page.sendall(f"GET {route(folder='many', min_size=64)} HTTP/1.1\r\nHost: 127.0.0.1:{comfy.port}\r\n\r\n".encode())
+    assert comfy.get(route(folder="图 set", min_size=64))["pictures"] == 6  # comes after it
+    remembered = [json.loads(path.read_text()) for path in (comfy.base / "output" / "lora_loom" / ".cache").rglob("*.json")]
+    assert remembered and all(len(tree.get("files") or tree["pictures"]) < 300 for tree in remembered)
 
 
 # ---------------------------------------------------------------- on the page

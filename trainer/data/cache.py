@@ -65,6 +65,7 @@ class Cache:
     def __init__(self, folder: Path | None, kept: int = KEPT) -> None:
         self.folder, self._room = folder, kept
         self.found = self.made = 0
+        self.written = 0  # bytes onto the disk
 
     def get(self, name: str, *wanted: str) -> Stored | None:
         """The entry of that key; None where there is none, or a damaged one, or one without the tensors `wanted`."""
@@ -90,7 +91,9 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(path.parent).free < LEFT_FREE:  # the run's own files need room too
                 return Stored(tensors)
-            write_whole(path, _bytes(tensors, name), synced=False)
+            data = _bytes(tensors, name)
+            write_whole(path, data, synced=False)
+            self.written += len(data)
         except OSError:  # a full disk: it is held in memory, as without a cache
             return Stored(tensors)
         return self._stored(tensors, path, name)

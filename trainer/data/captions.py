@@ -66,9 +66,23 @@ def _by_chance(raw: bytes, text: str) -> bool:
 
 
 def _csv_rows(text: str, label: str) -> Iterator[tuple[int, str, str]]:
-    """(line, name, caption) of every row; the first line names the columns, in any order, with any others beside them."""
+    """(line, name, caption) of every row."""
+    table = _csv_table(text, label)
+    name_column, caption_column = caption_columns(next(table)[1])
+    for line, row in table:
+        yield line, row[name_column], row[caption_column]
+
+
+def caption_columns(header: list[str]) -> tuple[int, int]:
+    """Where a table has the pictures' names, and their captions; -1 where nowhere."""
+    known = [cell.strip().lower() for cell in header]
+    return tuple(next((known.index(column) for column in wanted if column in known), -1) for wanted in (NAME_COLUMNS, CAPTION_COLUMNS))
+
+
+def _csv_table(text: str, label: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of every row that is not empty; the first names the columns, in any order, with any others beside them."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    name_column, caption_column, columns, line = -1, -1, 0, 1
+    columns, line = 0, 1
     try:
         for row in reader:
             # A quoted caption may span lines: a record is named by the line that it starts on.
@@ -77,19 +91,14 @@ def _csv_rows(text: str, label: str) -> Iterator[tuple[int, str, str]]:
                 continue
             while len(row) > columns > 0 and not row[-1].strip():
                 row.pop()  # spreadsheets pad rows with empty cells
-            if not columns:
-                header = [cell.strip().lower() for cell in row]
-                columns = len(header)
-                name_column = next((header.index(c) for c in NAME_COLUMNS if c in header), -1)
-                caption_column = next((header.index(c) for c in CAPTION_COLUMNS if c in header), -1)
-                if min(name_column, caption_column) < 0:
-                    raise LoomError(f"{label}, line {here} is {','.join(row)[:80]!r}: the first line must name the columns, separated by "
-                                    "commas, for example filename,prompt")
-            elif len(row) != columns:
+            if not columns and min(caption_columns(row)) < 0:
+                raise LoomError(f"{label}, line {here} is {','.join(row)[:80]!r}: the first line must name the columns, separated by "
+                                "commas, for example filename,prompt")
+            columns = columns or len(row)
+            if len(row) != columns:
                 raise LoomError(f"{label}, line {here} has {len(row)} fields, but the first line names {columns}: "
                                 "put captions that hold commas in double quotes")
-            else:
-                yield here, row[name_column], row[caption_column]
+            yield here, row
     except csv.Error as error:
         raise LoomError(f"{label}, line {line} is no valid CSV ({error}): close every double quote, "
                         'and write "" for one inside a caption') from None
@@ -136,6 +145,11 @@ def read_metadata(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     if twice:
         warnings += (f"{path.name} names {len(twice)} pictures more than once, the last line counts: {listed(twice)}",)
     return captions, warnings
+
+
+def read_table(path: Path) -> list[list[str]]:
+    """A metadata.csv's rows with all their cells, the names of the columns first. Raises LoomError as `read_metadata`."""
+    return [row for _, row in _csv_table(read_text(path, path.name)[0], path.name)]
 
 
 def from_metadata(path: Path, names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:

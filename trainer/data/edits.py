@@ -59,7 +59,8 @@ def save_edits(folder: Path, edits: dict[str, str], *, listed_as: str, save_as: 
     """(the folder as it is now, a report). `edits` are the new captions of the pictures that were edited, `listed_as` the fingerprint of
     the listing that they were made on.
 
-    What is overwritten is kept as .bak. An emptied caption loses its row, and the text beside the picture is emptied.
+    What is overwritten is kept as .bak. An emptied caption loses its row, unless further columns say more,
+    and the text beside the picture is emptied.
     Raises Changed, with nothing written, where the folder has changed since; LoomError for edits that cannot be saved.
     """
     if save_as not in SAVE_AS:

@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import LoomError
 from ..files import write_whole
-from .captions import key, read_metadata
+from .captions import caption_columns, key, read_table
 
 
 def write_captions(folder: Path, captions: dict[str, str], save_as: str, names: Collection[str]) -> str:
     """Write the captions of the named pictures into the folder, as `metadata.csv` or as `sidecar .txt`; returns a line that says where.
 
     UTF-8, under a temporary name and then renamed. A file that would change is first kept as <name>.bak. Of `names`, those
-    without a caption lose their row; rows for other pictures stay. Raises LoomError where the folder cannot be written.
+    without a caption lose it; rows for other pictures, and further columns, stay. Raises LoomError where the folder cannot be written.
     """
     if save_as == "metadata.csv":
         _replace(folder / save_as, _csv(folder / save_as, captions, names))
@@ -44,14 +44,21 @@ def check_sidecars(names: Collection[str]) -> None:
 
 
 def _csv(path: Path, captions: dict[str, str], names: Collection[str]) -> str:
-    rows = list(captions.items())
+    header, rows = ["filename", "prompt"], []
     if path.exists() and not path.is_symlink():
-        own = {key(name).casefold() for name in names}
         # A table that cannot be understood is kept as .bak all the same.
         with contextlib.suppress(LoomError):
-            rows += [(name, caption) for name, caption in read_metadata(path)[0].items() if name.casefold() not in own]
+            header, *rows = read_table(path)
+    name_column, caption_column = caption_columns(header)
+    old = {key(row[name_column]).casefold(): row for row in rows if row[name_column].strip()}  # the last counts, as it does for readers
+    new = []
+    for name, caption in [*captions.items(), *((name, "") for name in names if name not in captions)]:
+        row = old.pop(key(name).casefold(), [""] * len(header))
+        row[name_column], row[caption_column] = name, caption
+        if caption or sum(bool(cell.strip()) for cell in row) > 1:  # what further columns say stays
+            new.append(row)
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([("filename", "prompt"), *rows])
+    csv.writer(out, lineterminator="\n").writerows([header, *new, *old.values()])
     return out.getvalue()
 
 

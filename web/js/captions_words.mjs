@@ -37,7 +37,7 @@ const WORDS = {
         tags: "标签", tagFilter: "筛选标签", more: (n) => `还有 ${n} 个`, clear: (tag) => `只看“${tag}”：恢复全部`, noTags: "还没有标签（以逗号分隔）。",
         changed: (n) => `已修改 ${n} 条标注`, nothingToUndo: "没有可撤销的操作", nothingToSave: "没有需要保存的修改",
         made: (n) => `“自动打标”生成的 ${n} 条标注尚未保存：请检查后保存。`,
-        willReplace: "“自动打标”的“已有提示词”设为 replace：下次运行会覆盖这些标注，请改为 keep。",
+        willReplace: "“自动打标”的“已有标注”设为 replace：下次运行会覆盖这些标注，请改为 keep。",
         conflict: (theirs, both) => `打开之后磁盘上的文件夹有改动，尚未保存。已采用磁盘上的 ${theirs} 处改动${both ? `；有 ${both} 条两边都改过` : ""}。再次保存即写入您的修改。`,
         takeTheirs: (n) => `改用磁盘上的 ${n} 条`, unsaved: (n) => `有 ${n} 条修改尚未保存。`, discard: "放弃", stay: "继续编辑",
         keys: "方向键移动 · 空格选择 · 回车编辑 · Tab 下一张 · Ctrl+A 全选 · Ctrl+Z 撤销 · Ctrl+S 保存", look: "放大查看", none: "没有符合筛选条件的图片。", broken: "无法读取",

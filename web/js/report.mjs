@@ -5,7 +5,7 @@ import { found, said, words } from "./report_words.mjs";
 const STYLE = `
 .loom-place { position: relative; height: 100%; min-height: 260px; }
 .loom-report { position: absolute; inset: 4px 0 0; box-sizing: border-box; overflow-y: auto; padding: 8px 10px; border: 1px solid var(--border-color); border-radius: 8px;
-    background: var(--comfy-input-bg); color: var(--input-text); font: 12px/1.45 var(--font-inter, Inter, sans-serif); scrollbar-width: thin; user-select: text;
+    background: var(--component-node-widget-background, var(--comfy-input-bg)); color: var(--input-text); font: 12px/1.45 var(--font-inter, Inter, sans-serif); scrollbar-width: thin; user-select: text;
     --loom-error: var(--error-text, #f66); --loom-warning: #e3a008; --loom-note: var(--descrip-text); }
 .loom-report .loom-head { display: flex; flex-wrap: wrap; gap: 2px 9px; align-items: baseline; margin-bottom: 6px; font-size: 11px; }
 .loom-report .loom-head b { font-weight: 600; font-size: 12px; margin-right: auto; }

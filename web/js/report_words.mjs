@@ -32,12 +32,12 @@ const FOUND = {
     smaller: ["Trained smaller", "以较小尺寸训练", (v) => `${v.n} 张图片以小于 ${v.resolution}×${v.resolution} 的尺寸训练，因为不会放大：想要更细的细节，请换更大的图片，或降低整体分辨率`],
     cropped: ["Cropped a lot", "裁切过多", (v) => `${v.n} 张图片居中裁切后损失超过 20%${v.buckets ? "（分桶范围是 1:2 到 2:1）：请手动裁出重要部分" : "：请打开分桶，或手动裁切"}`],
     short_batches: ["Batches not full", "批次不满", (v) => `${v.of} 个桶中有 ${v.n} 个的图片少于批大小 ${v.batch_size}，其中 ${v.pictures} 张会以较小的批次训练：请增加 repeats，减小批大小，或裁成与其他图片相同的形状`],
-    no_caption: ["No caption", "没有提示词", (v) => `${v.of} 张图片中有 ${v.n} 张没有提示词，${v.trigger ? `只用触发词“${v.trigger}”训练：请描述应当可以变化的内容` : "以空提示词训练：请填写提示词，或设置触发词"}`],
-    same_caption: ["Same caption", "提示词相同", (v) => `${v.n} 张图片与其他图片的提示词相同：它们之间的差别无法用文字区分；请分别描述每张图片`],
-    no_trigger: ["No trigger word", "没有触发词", () => "没有触发词：只能靠提示词中的词来调用 LoRA；若有独立的主体，请设置一个少见的词，例如 zxmug"],
-    without_trigger: ["Trigger word put in front", "触发词加在最前", (v) => `${v.n} 张图片的提示词中没有触发词“${v.trigger}”，会加在最前面；写在句中合适的位置效果更好`],
+    no_caption: ["No caption", "没有标注", (v) => `${v.of} 张图片中有 ${v.n} 张没有标注，${v.trigger ? `只用触发词“${v.trigger}”训练：请描述应当可以变化的内容` : "以空标注训练：请填写标注，或设置触发词"}`],
+    same_caption: ["Same caption", "标注相同", (v) => `${v.n} 张图片与其他图片的标注相同：它们之间的差别无法用文字区分；请分别描述每张图片`],
+    no_trigger: ["No trigger word", "没有触发词", () => "没有触发词：只能靠标注中的词来调用 LoRA；若有独立的主体，请设置一个少见的词，例如 zxmug"],
+    without_trigger: ["Trigger word put in front", "触发词加在最前", (v) => `${v.n} 张图片的标注中没有触发词“${v.trigger}”，会加在最前面；写在句中合适的位置效果更好`],
     common_trigger: ["Trigger word is common", "触发词太常见", (v) => `触发词“${v.trigger}”是模型已经认识的词：原有的含义会混进来，其他提示词也会受影响；请用少见的词，例如 zxmug`],
-    long_captions: ["Long captions", "提示词过长", (v) => `${v.n} 张图片的提示词超过 ${v.encoder} 一次读取的 ${v.limit} 个 token，最多 ${v.most} 个：${v.windows
+    long_captions: ["Long captions", "标注过长", (v) => `${v.n} 张图片的标注超过 ${v.encoder} 一次读取的 ${v.limit} 个 token，最多 ${v.most} 个：${v.windows
         ? `会像 ComfyUI 那样分成最多 ${v.parts} 段读取，各段互不相见（其他程序会截断）；请把重要内容放在前面，或缩短` : "不会截断，但模型训练时很少见到这么长的文字；请缩短"}`],
     few_pictures: ["Few pictures", "图片太少", (v) => `${v.n} 张图片偏少：${v.known ? "该预设适合" : "多数题材需要"} ${v.low} 到 ${v.high} 张；太少容易被死记，请增加图片，或减少步数`],
     many_pictures: ["Many pictures", "图片很多", (v) => `${v.n} 张图片较多：该预设适合 ${v.low} 到 ${v.high} 张；请增加步数，让每张图片有足够的次数`],
