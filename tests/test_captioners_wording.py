@@ -60,6 +60,8 @@ def caption(found: str | list[str], there: str = "", **settings) -> str:
     (["a", "b", "c", "d"], "", {"max_tags": 2, "ban": "a"}, "b, c"),
     (["a"], "mine", {"ban": "a"}, "mine"),
     ([], "", {"prefix": "zxmug"}, "zxmug"),
+    (["猫", "狗", "1girl"], "触发词，狗、红色", {"existing": "append", "prefix": "触发词", "replace": "1girl ＝＞ 女孩，一人"}, "触发词，狗、红色, 猫, 女孩, 一人"),
+    (["猫", "长发", "短发", "鸟"], "", {"ban": "*发，鸟"}, "猫"),
 ])
 def test_tags(found: list[str], there: str, settings: dict, wanted: str) -> None:
     assert caption(found, there, **settings) == wanted
@@ -87,6 +89,7 @@ TEXT = "A cat, black and white, sits on a sofa. There is a watermark. It looks u
     ("A dog runs.", "cat, sofa", {"existing": "append"}, "cat, sofa, A dog runs."),
     (TEXT, TEXT, {"existing": "append"}, TEXT),
     ("一只猫。它在睡觉。", "", {"ban": "睡觉", "prefix": "zxmug"}, "zxmug, 一只猫。"),
+    ("一只猫坐在沙发上，看着窗外。", "", {"replace": "猫 => 狗\n，看着窗外 =>"}, "一只狗坐在沙发上。"),
     ("A cat at 2.5 m, e.g. here", "", {}, "A cat at 2.5 m, e.g. here"),
     ("line one\n\nline  two", "", {}, "line one line two"),
 ])

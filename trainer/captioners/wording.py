@@ -15,6 +15,7 @@ EXISTING = ("keep", "replace", "append")
 _ENDS = (".", "!", "?", ":", ";", "\u3002", "\uff01", "\uff1f", "\uff1a", "\uff1b")
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s|$)|[\u3002\uff01\uff1f]|$)\s*", re.DOTALL)
 _EDGES = " ,\n\uff0c\u3001"
+_COMMA = re.compile("[,\uff0c\u3001]")  # Chinese ones part tags too
 
 
 def parse_ban(text: str) -> tuple[str, ...]:
@@ -26,7 +27,7 @@ def parse_replace(text: str) -> tuple[tuple[str, str], ...]:
     """(old, new) from lines `old => new`; an empty new removes. Raises LoomError for other lines."""
     pairs = []
     for line in text.splitlines():
-        old, arrow, new = (" ".join(part.split()) for part in line.partition("=>"))
+        old, arrow, new = (" ".join(part.split()) for part in line.replace("\uff1d\uff1e", "=>").partition("=>"))
         if not line.strip():
             continue
         if not arrow or not old:
@@ -69,7 +70,7 @@ class Wording:
         banned = [re.compile(re.escape(ban).replace(r"\*", ".*"), re.IGNORECASE) for ban in self.ban]  # whole tags
         kept: dict[str, Tag] = {}
         for tag, score in found:
-            for word in (" ".join(part.split()) for part in changes.get(tag.casefold(), tag).split(",")):
+            for word in (" ".join(part.split()) for part in _COMMA.split(changes.get(tag.casefold(), tag))):
                 if word and not any(ban.fullmatch(word) for ban in banned):
                     kept.setdefault(word.casefold(), (word, score))
         return list(kept.values())
@@ -83,7 +84,7 @@ class Wording:
         return "".join(kept).strip(_EDGES)
 
     def _best(self, tags: list[Tag], around: tuple[str, ...]) -> str:
-        said = {part.strip().casefold() for text in around for part in text.split(",")}
+        said = {part.strip().casefold() for text in around for part in _COMMA.split(text)}
         new = [row for row in tags if row[0].casefold() not in said]
         best = sorted(range(len(new)), key=lambda index: -new[index][1])[:self.max_tags]
         return ", ".join(new[index][0] for index in sorted(best))
@@ -103,7 +104,7 @@ def _new_sentences(text: str, there: str) -> str:
 
 
 def _begins(text: str, part: str) -> bool:
-    return bool(re.match(re.escape(part) + (r"(\s|$)" if part.endswith(_ENDS) else r"\s*(,|$)"), text, re.IGNORECASE))
+    return bool(re.match(re.escape(part) + (r"(\s|$)" if part.endswith(_ENDS) else r"\s*([,\uff0c]|$)"), text, re.IGNORECASE))
 
 
 def _ends(text: str, part: str) -> bool:
