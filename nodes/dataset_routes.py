@@ -17,12 +17,11 @@ from urllib.parse import urlsplit
 
 import folder_paths
 from aiohttp import web
-from PIL import Image
 
 from ..trainer.data import edits, thumbnails, upload
 from ..trainer.data.captions import SOURCES
 from ..trainer.data.folder import Dataset, fingerprint
-from ..trainer.data.pictures import FORMATS, SUFFIXES
+from ..trainer.data.pictures import SUFFIXES, header
 from ..trainer.data.unpack import MAX_FILES, MAX_TOTAL
 from ..trainer.errors import LoomError
 from . import folders
@@ -149,13 +148,12 @@ def _page(name: str | None, source: str, offset: int, limit: int, shown: str | N
 
 
 def _row(row: edits.Row) -> dict[str, Any]:
-    """Sizes from the header, without turning upright; 0 by 0 for what cannot be read."""
+    """Sizes from the header, upright; 0 by 0 for what cannot be read."""
     width = height = size = version = 0
     try:
         stat = row.path.stat()
         size, version = stat.st_size, stat.st_mtime_ns
-        with Image.open(row.path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
-            width, height = image.size
+        width, height, _ = header(row.path)
     except Exception:  # Pillow's readers raise nearly every kind there is
         pass
     return {"name": row.name, "caption": row.caption, "source": row.source, "width": width, "height": height, "bytes": size, "version": f"{version}-{size}"}

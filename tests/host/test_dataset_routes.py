@@ -143,6 +143,13 @@ def test_other_sites_are_refused(comfy, headers, allowed):
         assert (status == 403) != allowed and status in (400, 403, 200), (route, status, answer)
 
 
+def test_sizes_are_upright(comfy):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (90, 60)).save(put(comfy, "turned", 1) / "photo.jpg", exif=exif)
+    assert [(p["width"], p["height"]) for p in ask(comfy, "", folder="turned")[1]["pictures"]] == [(90, 60), (60, 90)]
+
+
 def test_listing_in_pages(comfy):
     folder = put(comfy, "paged", 25)
     status, first, _ = ask(comfy, "", folder="paged", limit=10)
