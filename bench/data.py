@@ -89,6 +89,7 @@ def main() -> None:
         disk = timed("found in the cache again", count, lambda: into(0), rows)
         memory = into(2**40)
         timed("loaded from disk in batches of 4, two epochs", 2 * count, lambda: loaded(disk, count // 2), rows)
+        loading = 4 / float(rows[-1][2].replace(",", ""))  # seconds a batch
         timed("loaded from memory", 2 * count, lambda: loaded(memory, count // 2), rows)
         found: dict[str, list[float]] = {"memory": [], "disk": []}
         for turn in range(6):
@@ -98,7 +99,8 @@ def main() -> None:
     about = f"**Data**, {count:,} JPEG pictures of 512x384 with a caption each; peak is memory above what the process held before"
     held, read = (statistics.median(found[name]) for name in ("memory", "disk"))
     costs = (f"A step of the toy base at batch 4: {held:.1f} ms with everything in memory, {read:.1f} ms read from disk one batch ahead; ratio "
-             f"{statistics.median(ratios):.3f} (of six interleaved rounds: {min(ratios):.3f} to {max(ratios):.3f})")
+             f"{statistics.median(ratios):.3f} (of six interleaved rounds: {min(ratios):.3f} to {max(ratios):.3f}). Loading a batch from disk takes "
+             f"{1000 * loading:.2f} ms, {100_000 * loading / held:.1f} % of such a step even where nothing of it goes on beside the step")
     write([*heading("python bench/data.py"), about, table(["what", "seconds", "pictures a second", "peak, MiB"], *rows), costs], given.write)
 
 
