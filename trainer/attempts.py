@@ -48,7 +48,7 @@ class Attempts:
         cache.tidy()
         self._cached = cache.written
         _log.info("%d pictures and captions encoded, %d taken from the cache", cache.made, cache.found)
-        self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded) if config.samples.sample_steps else None
+        self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded)
         model.release_encoders(text_encoders=not live_text)
 
     def train(self) -> State:
@@ -63,13 +63,14 @@ class Attempts:
                     fitting = self._attempt(adapters, fitting)
             except LoomError as error:
                 if self.saver.path is not None:
-                    raise LoomError(f"{error}.{self._kept()}") from error
+                    raise LoomError(f"{error}.{self._kept()}", error.fix) from error
                 raise
             except torch.OutOfMemoryError as error:
-                config = self.config
+                config, pixels = self.config, self.dataset.resolution
                 raise LoomError(f"the GPU ran out of memory at batch_size {config.train.batch_size}, "
-                                f"{'after ' + ', '.join(self.changes) if self.changes else 'as it is'}: lower the resolution ({self.dataset.resolution}) "
-                                f"or the rank ({config.adapter.rank}), or choose smaller targets.{self._kept()}") from error
+                                f"{'after ' + ', '.join(self.changes) if self.changes else 'as it is'}: lower the resolution ({pixels}) "
+                                f"or the rank ({config.adapter.rank}), or choose smaller targets.{self._kept()}",
+                                {"batch_size": 1, "gradient_checkpointing": True, "resolution": max(64, pixels * 3 // 4 // 64 * 64)}) from error
             if fitting is not None:
                 gc.collect()
                 if self.model.device.type == "cuda":
@@ -79,7 +80,7 @@ class Attempts:
     def notes(self) -> list[str]:
         """What the report says beside the state."""
         notes = [f"So that it fits into memory, these were changed: {', '.join(self.changes)}"] if self.changes else []
-        return notes + ([f"No more samples after {self.pictures.failure}"] if self.pictures and self.pictures.failure else [])
+        return notes + ([f"No more samples after {self.pictures.failure}"] if self.pictures.failure else [])
 
     def _attempt(self, adapters: list[Adapter], fitting: Fitting) -> Fitting | None:
         """Train to the end; or the cheaper way to be tried next, because memory will not or did not suffice."""
@@ -90,7 +91,7 @@ class Attempts:
         cheaper = fitting.cheaper(self.config.train.batch_size, self.model.can_offload)
         if needs is not None and not needs.fits and cheaper is not None:
             return self._instead("will not fit", cheaper, fitting, needs)
-        disk = estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes if self.pictures else 0)
+        disk = estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes)
         self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}), "disk": disk + self._cached})
         try:
             self._loop(objective, fitting)
@@ -116,10 +117,9 @@ class Attempts:
                 return validation()
 
         watch = self.saver.watching(state, self.log)
-        if pictures:
-            watch = pictures.watching(state, watch)
+        watch = pictures.watching(state, watch)
         watch = estimate.Clock(self.hooks, partial(_between, config, self.steps, pictures, len(self.checked))).watching(watch)
-        if pictures and not state.step:
+        if config.samples.sample_steps and not state.step:
             pictures.draw(state)
         source = partial(batches, self.encoded, self.dataset.repeats, config.train.batch_size, config.train.seed, config.loss.caption_dropout)
         with torch.enable_grad():
@@ -165,9 +165,9 @@ class Attempts:
         self.hooks.progress(Progress("encode", done, total))
 
 
-def _between(config: LoomConfig, total: int, pictures: Samples | None, checked: int, step: int, seconds: float) -> float:
+def _between(config: LoomConfig, total: int, pictures: Samples, checked: int, step: int, seconds: float) -> float:
     """Seconds that samples and validation will take after that step. A validation asks each picture several times, forward alone: a third of a step."""
-    found = pictures.to_come(step, total) if pictures else 0.0
+    found = pictures.to_come(step, total)
     every = config.train.validation_steps
     if every:
         left = total // every - step // every + bool(total % every)

@@ -34,10 +34,13 @@ class Progress:
 @dataclass
 class Hooks:
     """poll: called at least once a micro-step, may raise (also a BaseException) to interrupt; what was learned is kept.
-    should_stop: asked after every step, True ends the run well. event: named facts, such as "saved"."""
+    should_stop: asked after every step, True ends the run well. wanted: asked after every step for "save" and "sample", True gets one at once.
+    event: named facts, such as "saved". about: what of the host goes into the run's record, fit for JSON."""
 
     progress: Callable[[Progress], None] = field(default=lambda progress: None)
     poll: Callable[[], None] = field(default=lambda: None)
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    wanted: Callable[[str], bool] = field(default=lambda what: False)
     event: Callable[[str, dict[str, Any]], None] = field(default=lambda name, data: None)
     interrupts: tuple[type[BaseException], ...] = ()  # the host's own, where they are Exceptions: they always go through
+    about: dict[str, Any] = field(default_factory=dict)

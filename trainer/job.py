@@ -5,7 +5,9 @@ A model comes in from the caller; nothing here knows which backbone is behind it
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from .files import write_whole
 from .hooks import Hooks, Progress
 from .names import check_name
 from .objective import noise_levels
-from .runs import checkpoint, export, logs, lora_names, store
+from .runs import checkpoint, export, logs, lora_names, reading, record, store
 from .runs.saver import Saver
 from .state import State, Written
 from .validation import divided
@@ -85,12 +87,12 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
     optim.find(config.optim.optimizer)
     if config.optim.optimizer == "prodigy" and config.optim.learning_rate < 0.1:
         raise LoomError(f"learning_rate {config.optim.learning_rate:g} with prodigy: it finds the rate itself and multiplies it by this one; "
-                        "set TrainLoRA.learning_rate to 1")
+                        "set TrainLoRA.learning_rate to 1", {"learning_rate": 1.0})
     if config.optim.optimizer == "prodigy" and any(parse_target(t).learning_rate for t in config.adapter.target_modules):
         raise LoomError("learning_rate in target_modules with prodigy: it has one rate for all; leave it out there, or use adamw")
     if config.loss.preservation and not dataset.trigger_word:
         raise LoomError(f"preservation {config.loss.preservation:g} without a trigger word: it keeps the model's answer to captions without that word; "
-                        "set LoadDataset.trigger_word to the word that all captions share, or preservation to 0")
+                        "set LoadDataset.trigger_word to the word that all captions share, or preservation to 0", {"preservation": 0.0})
 
 
 def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.device | str = "") -> str:
@@ -164,16 +166,18 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     try:
         run = Path(runs_folder) / resume if resume else store.new_run(Path(runs_folder), config.output.name)
         (run / "checkpoints").mkdir(exist_ok=True)
+        words, begun = plan(model.family, dataset, config, model.device), len(written[1]["history"]) if written else 0
         write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
-        write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{plan(model.family, dataset, config, model.device)}\n".encode())
-        log = logs.Log(run, log_dir, len(written[1]["history"]) if written else 0)
-        hooks.event("started", {"run": run.name, "steps": steps, "plan": plan(model.family, dataset, config, model.device)})
+        write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{words}\n".encode())
+        log = logs.Log(run, log_dir, begun)
+        begins = {"steps": steps, "steps_per_epoch": steps_per_epoch(training, config, model.family), "plan": words}
+        hooks.event("started", {"run": run.name, "step": begun, **begins})
+        kept = record.Record(run, **begins, family=model.family.id, model=model.name, pictures=len(training.pictures), host=hooks.about)
         saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts)
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
         with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(config.train.seed)
-            attempts = Attempts(model, training, held, config, steps, saver, log, hooks, first, written)
-            state = attempts.train()
+            return _trained(kept, saver, partial(Attempts, model, training, held, config, steps, saver, log, hooks, first, written))
     except OSError as error:
         raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
                         "free some space, or choose a folder that may be written to") from error
@@ -182,8 +186,20 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         if log is not None:
             log.close()
             store.drop_if_empty(run)
-    report = _report(state, config, saver, [*attempts.notes(), *remarks_on(config, steps, model.device)])
-    return Result(saver.path, saver.lora, state.history, state.step, state.step < steps, run, report, attempts.pictures.newest if attempts.pictures else [])
+
+
+def _trained(kept: record.Record, saver: Saver, begin: Callable[[], Attempts]) -> Result:
+    """The run from encoding to its report; its record says how it ended."""
+    config = saver.config
+    with record.ending(kept, saver.hooks.interrupts) as end:
+        try:
+            attempts = begin()
+            state = attempts.train()
+        finally:
+            end.update(lora=saver.path.name if saver.path else "", best=saver.best, **reading.in_small(saver.run))
+        report = _report(state, config, saver, [*attempts.notes(), *remarks_on(config, state.steps, saver.model.device)])
+        end.update(stopped=state.step < state.steps, report=report)
+    return Result(saver.path, saver.lora, state.history, state.step, state.step < state.steps, saver.run, report, attempts.pictures.newest)
 
 
 def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) -> str:
@@ -220,7 +236,8 @@ def _resumed(runs_folder: Path, name: str, config: LoomConfig, now: dict[str, st
             raise LoomError(f"resume {name!r} with another {encoder} than it began with: connect the one that it had, with the same LoRAs on it "
                             "and at the same precision, or start a new run and set LoRAConfig.init_lora")
     if len(facts["history"]) >= steps:
-        raise LoomError(f"resume {name!r} is at step {len(facts['history'])} and steps is {steps}: set TrainLoRA.steps higher")
+        raise LoomError(f"resume {name!r} is at step {len(facts['history'])} and steps is {steps}: set TrainLoRA.steps higher",
+                        {"steps": len(facts["history"]) + steps})
     return tensors, facts
 
 
@@ -232,8 +249,10 @@ def _going_on(model: TrainableModel, config: LoomConfig, path: Path | None) -> d
     first = lora_names.read(path, model.layer_names("lora_unet"), model.family)
     left = sorted(set(first) - chosen)
     if left:
-        remedy = "choose wider targets" if left[-1].startswith("lora_unet") else "turn on train_text_encoder (text_encoder_lr 0 keeps it as it is)"
-        raise LoomError(f"init_lora {path.name!r} has {len(left)} layers that this run would lose, such as {left[-1]}: {remedy}, or train without it")
+        wider = left[-1].startswith("lora_unet")
+        remedy = "choose wider targets" if wider else "turn on train_text_encoder (text_encoder_lr 0 keeps it as it is)"
+        raise LoomError(f"init_lora {path.name!r} has {len(left)} layers that this run would lose, such as {left[-1]}: {remedy}, or train without it",
+                        {"targets": "all linear+conv"} if wider else {"train_text_encoder": True})
     return first
 
 

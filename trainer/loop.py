@@ -42,7 +42,7 @@ def train(state: State, objective: Objective, source: Callable[[int], Iterator[B
         if _bad(total, norm, state):
             hooks.event("step skipped", {"step": state.step + 1, "loss": str(total), "grad_norm": str(norm)})
             if state.skip() == PATIENCE:
-                raise LoomError(_remedy(total, norm, state, config))
+                raise LoomError(_remedy(total, norm, state, config), {"learning_rate": float(f"{config.optim.learning_rate / 4:.1g}")})
             continue
         rate = optim.rate(state.optimizer, state.schedule)
         state.advance(total)

@@ -27,17 +27,19 @@ from .state import State
 
 
 class Samples:
-    """Draws into the run's folder `samples/`, before the first step, every `sample_steps` and after the last."""
+    """Draws into the run's folder `samples/`, before the first step, every `sample_steps` and after the last; with 0 only when the host asks."""
 
     def __init__(self, model: TrainableModel, dataset: Dataset, config: SampleConfig, run: Path, log: logs.Log, hooks: Hooks, live_text: bool) -> None:
-        """live_text: text encoders are trained, so prompts are encoded anew each time; else once, here, while the encoder is at hand."""
+        """live_text: text encoders are trained, so prompts are encoded anew each time; else once, here, while the encoder is at hand (or when the
+        host first asks for pictures)."""
         self.model, self.config, self.run, self.log, self.hooks = model, config, run, log, hooks
         self.prompts = list(config.sample_prompts) or list(dict.fromkeys(filter(None, map(dataset.caption, dataset.pictures))))[:2]
         self.shape: tuple[int, ...] = ()
         self.draws, self.seconds, self.failure = 0, 0.0, ""
         self.newest: list[Path] = []
         self.conditions: list | None = None
-        if not live_text:
+        self.live_text = live_text
+        if not live_text and config.sample_steps:
             with self._guarded(0):
                 self.conditions = self._encoded()
 
@@ -67,7 +69,10 @@ class Samples:
 
         def progress(now: Progress) -> None:
             then(now)
-            if now.step % self.config.sample_steps == 0 or now.step >= now.total:
+            every, asked = self.config.sample_steps, self.hooks.wanted("sample")
+            if asked:
+                self.failure = ""  # whoever asks wants it tried again
+            if asked or every and (now.step % every == 0 or now.step >= now.total):
                 self.draw(state)
 
         return progress
@@ -81,7 +86,7 @@ class Samples:
             cuda = [self.model.device] if self.model.device.type == "cuda" else []
             try:
                 with torch.random.fork_rng(devices=cuda), torch.no_grad(), evaluating(state.adapters), state.shown():
-                    *positive, negative = self.conditions or self._encoded()
+                    *positive, negative = self._conditions()
                     for number, (prompt, condition) in enumerate(zip(self.prompts, positive), 1):
                         self.hooks.poll()
                         pixels = self.model.sample(condition, negative, self.shape, self.config.sample_seed, self.config.sample_cfg)
@@ -95,8 +100,18 @@ class Samples:
 
     def to_come(self, step: int, total: int) -> float:
         """Seconds that the pictures after `step` will take, as those before it did."""
+        if not self.config.sample_steps:
+            return 0.0
         left = total // self.config.sample_steps - step // self.config.sample_steps + bool(total % self.config.sample_steps)
         return 0.0 if self.failure or not self.draws else left * self.seconds / self.draws
+
+    def _conditions(self) -> list:
+        if self.live_text:
+            return self._encoded()
+        if self.conditions is None:
+            self.conditions = self._encoded()
+            self.model.release_encoders(text_encoders=True)
+        return self.conditions
 
     def _encoded(self) -> list:
         positive = self.model.encode_prompts(self.prompts, as_captions=not self.config.sample_prompts)

@@ -22,7 +22,7 @@ from . import checkpoint, export, logs, store
 
 @dataclass
 class Saver:
-    """Writes where `save_steps`, `save_minutes` and a better validation loss ask for it, and at the end on every way out.
+    """Writes where `save_steps`, `save_minutes`, a better validation loss and the host ask for it, and at the end on every way out.
 
     `facts` go into the state beside its own: whatever must be the same when it is taken up.
     """
@@ -54,6 +54,8 @@ class Saver:
                 self._prune()
             elif output.save_minutes and time.monotonic() - self._saved >= 60 * output.save_minutes and not last:
                 self._save(state, "latest")
+            if self.hooks.wanted("save") and not last:
+                self._save(state, f"saved{now.step:06d}")
             self.hooks.progress(now)
 
         return progress
@@ -87,7 +89,7 @@ class Saver:
             if resume:
                 self._resumable(state)
                 self._saved = time.monotonic()
-            self.hooks.event("checkpoint", {"step": state.step, "kind": kind})
+            self.hooks.event("checkpoint", {"step": state.step, "kind": kind.rstrip("0123456789")})
         except OSError as error:  # the result's own space is reserved: go on
             self.hooks.event("checkpoint failed", {"step": state.step, "reason": error.strerror or str(error)})
 

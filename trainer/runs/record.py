@@ -1,0 +1,59 @@
+"""A run's record, run.json: what it is, where it stands and how it ended, for whoever lists the runs. The curves are in metrics.jsonl."""
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoomError
+from ..files import write_whole
+
+FILE = "run.json"
+POINTS = 48  # of the small curve that an ended run keeps, so that listing a thousand runs reads no metrics
+
+
+class Record:
+    """Written when the run begins and when it ends. A disk that is full ends no run."""
+
+    def __init__(self, run: Path, **facts: Any) -> None:
+        """facts: fit for JSON. A run that goes on keeps its first start and the seconds it took before."""
+        self._path, self._since = run / FILE, time.time()
+        before = read(run)
+        self._before = before.get("seconds") or 0.0
+        self.facts = {"version": 1, "name": run.name, "started": before.get("started") or self._since, **facts}
+        self.write("running", ended=None)
+
+    def write(self, status: str, **facts: Any) -> None:
+        self.facts.update(facts, status=status, seconds=self._before + time.time() - self._since)
+        with contextlib.suppress(OSError):
+            write_whole(self._path, json.dumps(self.facts, ensure_ascii=False, indent=1).encode())
+
+
+@contextlib.contextmanager
+def ending(record: Record, interrupts: tuple[type[BaseException], ...]) -> Iterator[dict[str, Any]]:
+    """Writes down how the block ended, with what it put into the dictionary: "finished" or "stopped" by its `stopped`; "interrupted" by the
+    host or a key; "failed" with the error."""
+    facts: dict[str, Any] = {}
+    try:
+        yield facts
+        status = "stopped" if facts.pop("stopped", False) else "finished"
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, interrupts) or not isinstance(error, Exception) else "failed"
+        if status == "failed":
+            facts.update(error=str(error) or type(error).__name__, fix=error.fix if isinstance(error, LoomError) else {})
+        raise
+    finally:
+        facts.pop("stopped", None)
+        record.write(status, ended=time.time(), **facts)
+
+
+def read(run: Path) -> dict[str, Any]:
+    """What `Record` wrote; empty where there is none or a damaged one."""
+    try:
+        found = json.loads((run / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
