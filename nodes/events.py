@@ -1,22 +1,15 @@
-"""From the trainer's hooks to ComfyUI: progress bar, text in the node, interrupt, websocket events."""
+"""What every node says to ComfyUI: progress bar, text in the node, interrupt, websocket events. TrainLoRA's are in live.py."""
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
-from PIL import Image
 
 from ..trainer.errors import LoomError
-from ..trainer.hooks import Hooks, Progress
-
-_log = logging.getLogger("lora_loom")
 
 
 def interrupted() -> None:
@@ -80,14 +73,11 @@ def counter(node_id: Any, words: str = "") -> Callable[[int, int], None]:
     return progress
 
 
-def strip(paths: list[Path], height: int = 256) -> Image.Image:
-    """The pictures side by side, for a node's preview."""
-    images = [Image.open(path).convert("RGB") for path in paths[:4]]
-    images = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
-    found = Image.new("RGB", (sum(image.width for image in images), height))
-    for number, image in enumerate(images):
-        found.paste(image, (sum(before.width for before in images[:number]), 0))
-    return found
+def workflow_id(extra: dict | None) -> str:
+    """Of the workflow that was queued, by which a page knows its own; "" for one queued by a program. extra: io.Hidden.extra_pnginfo."""
+    workflow = (extra or {}).get("workflow")
+    found = workflow.get("id") if isinstance(workflow, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def send(event: str, data: dict[str, Any]) -> None:
@@ -101,33 +91,3 @@ def _server() -> Any:
     from server import PromptServer
 
     return getattr(PromptServer, "instance", None)
-
-
-def hooks(node_id: Any) -> Hooks:
-    """Hooks for one node's run: at most five texts a second, so that the page stays quick."""
-    bar: dict[str, Any] = {}
-    last = [0.0]
-
-    def progress(now: Progress) -> None:
-        if bar.get("phase") != now.phase:
-            bar.update(phase=now.phase, bar=comfy.utils.ProgressBar(now.total, node_id=node_id))
-        bar["bar"].update_absolute(now.step, now.total)
-        clock = time.perf_counter()
-        if clock - last[0] > 0.2 or now.step == now.total:
-            last[0] = clock
-            show(node_id, now.line())
-            send("progress", {"node": str(node_id), "phase": now.phase, "step": now.step, "total": now.total, "loss": now.loss,
-                              "smoothed_loss": now.smoothed_loss, "steps_per_second": now.steps_per_second, "eta_seconds": now.eta_seconds})
-        if now.phase == "train" and (now.step % 50 == 0 or now.step == now.total):
-            _log.info("%s", now.line())
-
-    def event(name: str, data: dict[str, Any]) -> None:
-        _log.info("%s: %s", name, data)
-        if name == "sample" and "bar" in bar:
-            preview = strip(data["paths"])
-            bar["bar"].update_absolute(bar["bar"].current, preview=("JPEG", preview, max(preview.size)))
-        if name == "saved":  # also on an interrupt or an error, where no report follows
-            show(node_id, f"Saved after {data['steps']} steps: {os.path.basename(data['path'])}")
-        send(name.replace(" ", "_"), {"node": str(node_id), **{k: v for k, v in data.items() if k not in ("path", "paths")}})
-
-    return Hooks(progress=progress, poll=interrupted, event=event, interrupts=(comfy.model_management.InterruptProcessingException,))

@@ -13,7 +13,7 @@ import folder_paths
 from ..trainer import presets
 from ..trainer.data.cache import FOLDER
 from ..trainer.errors import LoomError
-from ..trainer.runs import checkpoint
+from ..trainer.runs import checkpoint, reading
 
 EXAMPLE = "lora_loom_stars"  # the twenty pictures that the example workflow trains on
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -85,16 +85,15 @@ def cache() -> Path:
     return runs() / FOLDER
 
 
-def shown(pictures: list[Path]) -> dict | None:
-    """What the page needs to show pictures of a run where they lie; None for none."""
-    root = Path(folder_paths.get_output_directory())
-    return {"images": [{"filename": p.name, "subfolder": p.parent.relative_to(root).as_posix(), "type": "output"} for p in pictures]} if pictures else None
-
-
 def run_names() -> list[str]:
     """Names of the runs that can go on, newest first."""
     found = [path.parents[1] for path in runs().glob(f"*/{checkpoint.FILE.as_posix()}")]
     return [run.name for run in sorted(found, key=lambda run: -run.stat().st_mtime)][:_MOST]
+
+
+def all_run_names() -> list[str]:
+    """Names of all runs, newest first."""
+    return reading.names(runs())[:_MOST]
 
 
 def _roots() -> list[tuple[str, Path]]:

@@ -17,7 +17,7 @@ from . import config, dataset_routes, train
 _MOST = 200_000  # bytes of a request
 
 
-def _answered(handler: Callable[[bytes], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+def answered(handler: Callable[[bytes], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
     """The handler's answer to the request's body as JSON, worked out beside the server's loop; what it refuses as 400 with the reason."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -88,7 +88,7 @@ def register() -> None:
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
-    server.routes.get("/lora_loom/presets")(_answered(all_presets))
-    server.routes.post("/lora_loom/presets")(_answered(save_preset))
-    server.routes.post("/lora_loom/config")(_answered(read_config))
+    server.routes.get("/lora_loom/presets")(answered(all_presets))
+    server.routes.post("/lora_loom/presets")(answered(save_preset))
+    server.routes.post("/lora_loom/config")(answered(read_config))
     dataset_routes.register(server.routes)

@@ -4,9 +4,10 @@ from __future__ import annotations
 from ..trainer import job
 from ..trainer.config import LoomConfig, SampleConfig, TrainConfig
 from ..trainer.names import check_name
-from . import events, folders, quality
+from . import events, folders, live, quality
 from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schema, widget
 
+UI = "lora_loom_run"  # what the page looks for in the node's outputs
 _LOADERS = ("ckpt_name", "unet_name", "model_name", "base")
 
 
@@ -31,7 +32,11 @@ class TrainLoRA(io.ComfyNode):
             "TrainLoRA", "Train LoRA", is_output_node=True, search_aliases=["lora trainer", "finetune", "dreambooth", "kohya", "training"],
             description="Trains a LoRA on the connected model without copying it. Interrupt at any time: what was learned is saved.",
             inputs=[
-                widget(io.Model, "model"), widget(io.Clip, "clip"), widget(io.Vae, "vae"), widget(Dataset, "dataset"), widget(Config, "config"),
+                widget(io.Model, "model", tooltip="The base to train on; it is not changed. LoRAs that are applied to it stay in force."),
+                widget(io.Clip, "clip", tooltip="The text encoder that belongs to it."),
+                widget(io.Vae, "vae", tooltip="The VAE that belongs to it: it encodes the pictures once."),
+                widget(Dataset, "dataset", tooltip="Pictures and captions: Load Dataset's, or what the nodes behind it have made of them."),
+                widget(Config, "config", tooltip="LoRA Config's: what is trained, and how."),
                 widget(io.Int, "steps", default=train.steps, min=0, max=1_000_000,
                        tooltip="Optimizer steps. 1500-3000 suit 10-30 pictures. 0: count by epochs."),
                 widget(io.Int, "epochs", default=train.epochs, min=0, max=100_000, tooltip="Used where steps is 0: how often all pictures are seen."),
@@ -56,7 +61,7 @@ class TrainLoRA(io.ComfyNode):
                        tooltip="The samples' guidance scale; 0: as the model's family likes it."),
             ],
             outputs=[output(io.Model, "model"), output(io.Clip, "clip"), output(LoraModel, "lora"), output(LossMap, "loss"), output(io.String, "path")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -64,22 +69,23 @@ class TrainLoRA(io.ComfyNode):
         return events.verdict(check_name, name)
 
     @classmethod
-    @events.errors_shown
     def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name, resume=NONE,
                 sample_steps=0, sample_prompts="", sample_negative="", sample_seed=0, sample_cfg=0.0) -> io.NodeOutput:
         from ..trainer.backbones.comfy import open_model
 
-        config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
-                                optim={"learning_rate": learning_rate}, output={"name": name},
-                                samples={"sample_steps": sample_steps, "sample_prompts": tuple(p.strip() for p in sample_prompts.splitlines() if p.strip()),
-                                         "sample_negative": sample_negative, "sample_seed": sample_seed, "sample_cfg": sample_cfg})
-        base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
-        remarks = quality.remarks(base, dataset, config)
-        result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=events.hooks(cls.hidden.unique_id),
-                           init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
-        events.show(cls.hidden.unique_id, "\n".join([result.report, *remarks]))
-        trained, trained_clip = base.with_lora(result.lora)
-        return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path), ui=folders.shown(result.samples))
+        with live.Training(cls.hidden.unique_id, name, events.workflow_id(cls.hidden.extra_pnginfo)) as training:
+            config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
+                                    optim={"learning_rate": learning_rate}, output={"name": name},
+                                    samples={"sample_steps": sample_steps, "sample_prompts": tuple(p.strip() for p in sample_prompts.splitlines() if p.strip()),
+                                             "sample_negative": sample_negative, "sample_seed": sample_seed, "sample_cfg": sample_cfg})
+            base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
+            training.warn(quality.remarks(base, dataset, config))
+            result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=training.hooks(),
+                               init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
+            training.ended(result.stopped, result.report, result.path.name)
+            trained, trained_clip = base.with_lora(result.lora)
+            told = {"run": result.run_folder.name, "lora": result.path.name, "report": result.report, "samples": [path.name for path in result.samples]}
+            return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path), ui={UI: [told]})
 
 
 def _checkpoint(prompt: dict | None, node_id) -> str:

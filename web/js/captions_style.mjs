@@ -1,5 +1,5 @@
 // The looks of our dialogs and of what we put into nodes, in ComfyUI's own theme: its variables of 2026, else those of 2025.
-const THEME = `
+export const THEME = `
     --panel: var(--interface-panel-surface, var(--comfy-menu-bg, #202020));
     --field: var(--component-node-widget-background, var(--comfy-input-bg, #2b2b2b));
     --line: var(--border-default, var(--border-color, #4e4e4e));
@@ -120,6 +120,14 @@ export const NODE_STYLE = `
     .lora-loom-zone .bar { position: absolute; inset: 0 auto 0 0; background: color-mix(in srgb, var(--strong) 35%, transparent); transition: width .15s; }
     .lora-loom-zone .drop > :not(.bar) { position: relative; }
     .lora-loom-zone .drop button { flex: none; height: 22px; background: transparent; text-decoration: underline; padding: 0 4px; color: inherit; }
+    .lora-loom-zone .thumbs { flex: none; height: 74px; display: flex; flex-direction: column; gap: 3px; }
+    .lora-loom-zone .thumbs .row { flex: none; height: 54px; display: flex; gap: 3px; overflow-x: auto; overflow-y: hidden; scrollbar-width: none; border-radius: 8px; background: var(--field); }
+    .lora-loom-zone .thumbs button { flex: none; width: 54px; height: 54px; padding: 0; position: relative; background: none; border-radius: 6px; }
+    .lora-loom-zone .thumbs img { width: 54px; height: 54px; object-fit: cover; border-radius: 6px; display: block; }
+    .lora-loom-zone .thumbs [data-severity]:not([data-severity=""])::after { content: ""; position: absolute; top: 3px; right: 3px; width: 9px; height: 9px; border-radius: 50%; border: 1.5px solid var(--panel); background: var(--soft); }
+    .lora-loom-zone .thumbs [data-severity=warning]::after { background: var(--warn); }
+    .lora-loom-zone .thumbs [data-severity=error]::after { background: var(--wrong); }
+    .lora-loom-zone .counts { color: var(--soft); font-size: 11px; line-height: 16px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
     .lora-loom-strip .scroll { flex: 1 1 0; min-height: 104px; overflow-y: auto; overflow-x: hidden; border-radius: 8px; background: var(--field); scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
     .lora-loom-strip .room { position: relative; }
     .lora-loom-strip .item { position: absolute; top: 0; left: 0; height: 52px; display: flex; gap: 8px; align-items: center; padding: 3px 6px; box-sizing: border-box; cursor: pointer; contain: strict; border-radius: 6px; }

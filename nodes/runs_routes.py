@@ -1,0 +1,264 @@
+"""What pages and programs ask of the runs: what trains now, what lies in the runs' folder, and what is to be done with it.
+
+Names come in as parameters and are looked up among what is there; nothing outside the runs' folder is read, and nothing is deleted for good.
+"""
+from __future__ import annotations
+
+import asyncio
+import glob
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from aiohttp import web
+from PIL import Image
+from server import PromptServer
+
+from ..trainer.config import LoomConfig
+from ..trainer.errors import LoomError
+from ..trainer.files import write_whole
+from ..trainer.names import check_name
+from ..trainer.runs import reading, record, saved, store
+from . import folders, live
+from .dataset_routes import guarded
+from .routes import answered
+
+TRASH = ".trash"  # below the runs' folder; what is in it is no run
+_SIDES = (96, 192, 384, 768)
+
+
+def find(name: Any) -> Path:
+    """The folder of the run of that name. LoomError for anything else."""
+    wrong = LoomError(f"run {str(name)[:80]!r} is not there: give a name that GET /lora_loom/runs lists")
+    if not isinstance(name, str) or name.startswith("."):
+        raise wrong
+    try:
+        check_name(name, "run", 240)
+    except LoomError:
+        raise wrong from None
+    path = folders.runs() / name
+    if not (path / "config.yaml").is_file() or os.path.realpath(path) != os.path.join(os.path.realpath(folders.runs()), name):
+        raise wrong
+    return path
+
+
+def all_runs(_query: Mapping[str, str]) -> dict[str, Any]:
+    """{runs: [summary], running: [names], trash: [{name, bytes}]}; a run that was killed is "lost", not running."""
+    now, found = live.running(), []
+    for name in reading.names(folders.runs()):
+        try:
+            found.append(_told(folders.runs() / name, now))
+        except OSError:  # removed meanwhile
+            continue
+    bin_ = folders.runs() / TRASH
+    return {"runs": found, "running": sorted(now), "trash": [{"name": name, "bytes": reading.size(bin_ / name)} for name in reading.names(bin_)]}
+
+
+def one_run(query: Mapping[str, str]) -> dict[str, Any]:
+    """?name= -> its summary with settings, samples, prompts and checkpoints."""
+    run = find(query.get("name"))
+    text = reading.config_text(run)
+    try:
+        settings = LoomConfig.from_yaml(text).to_dict()
+    except LoomError:  # of another version: shown as it is
+        settings = None
+    return {**_told(run, live.running()), "settings": settings, "config": text, "samples": reading.samples(run), "prompts": reading.prompts(run),
+            "checkpoints": reading.checkpoints(run)}
+
+
+def curve(query: Mapping[str, str]) -> dict[str, Any]:
+    """?name= &points=800 &after=0 -> reading.curve"""
+    return reading.curve(find(query.get("name")), _number(query, "points", 800, 2, reading.MOST_POINTS), _number(query, "after", 0, 0, 10**9))
+
+
+def _told(run: Path, now: set[str]) -> dict[str, Any]:
+    found = reading.summary(run)
+    if run.name in now:
+        found["status"] = "running"
+    elif found["status"] == "running":
+        found["status"] = "lost"
+    found["lora"] = _lora_name(found.get("lora"))
+    found.pop("host", None)
+    return found
+
+
+def _lora_name(file: Any) -> str:
+    """What LoraLoader calls the run's file; "" where it is no longer there."""
+    return file if isinstance(file, str) and file and folder_paths.get_full_path("loras", file) else ""
+
+
+async def sample(request: web.Request) -> web.Response:
+    """?name= &file= &size= -> the picture as PNG, or a small WebP with its larger side `size`."""
+    query = request.rel_url.query
+    side = _number(query, "size", 0, 0, max(_SIDES))
+    data = await asyncio.to_thread(_picture, query.get("name"), query.get("file"), side)
+    # a sample is never drawn anew under its name, but a run may be: the page asks again after a while
+    return web.Response(body=data, content_type="image/webp" if side else "image/png",
+                        headers={"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"})
+
+
+def _picture(name: Any, file: Any, side: int) -> bytes:
+    run = find(name)
+    if file not in {found["file"] for found in reading.samples(run)}:
+        raise LoomError(f"sample {str(file)[:80]!r} is not in run {run.name!r}: give a file that GET /lora_loom/run lists")
+    path = run / "samples" / file
+    if path.is_symlink():
+        raise LoomError(f"sample {file!r} is a link: only pictures of the run itself are given")
+    try:
+        if not side:
+            return path.read_bytes()
+        side = next(known for known in _SIDES if known >= side)
+        with Image.open(path, formats=["PNG"]) as image:
+            image = image.convert("RGB")
+            image.thumbnail((side, side), Image.Resampling.LANCZOS)
+            made = io.BytesIO()
+            image.save(made, "WEBP", quality=85)
+            return made.getvalue()
+    except OSError as error:
+        raise LoomError(f"sample {file!r} of run {run.name!r} cannot be read ({error}): it is damaged or was removed") from error
+
+
+def control(given: dict[str, Any]) -> dict[str, Any]:
+    """{run, action: stop | save | sample}: done after the step in hand; events tell of it."""
+    action = given.get("action")
+    if action not in live.ACTIONS:
+        raise LoomError(f"action {str(action)[:80]!r} is unknown: it is one of {', '.join(live.ACTIONS)}")
+    live.find(str(given.get("run") or "")).ask(action)
+    return {"run": given["run"], "action": action}
+
+
+def rename(given: dict[str, Any]) -> dict[str, Any]:
+    """{run, to} -> {name}. The LoRA file keeps its name, for workflows refer to it."""
+    run, to = _idle(given.get("run")), check_name(given.get("to"), "a run's name")
+    if os.path.lexists(run.parent / to):
+        raise LoomError(f"name {to!r} is taken: choose another name for the run")
+    try:
+        run.rename(run.parent / to)
+    except OSError as error:
+        raise LoomError(f"run {run.name!r} cannot be renamed ({error.strerror}): close what has its files open") from error
+    return {"name": to}
+
+
+def trash(given: dict[str, Any]) -> dict[str, Any]:
+    """{run} -> {name, trashed}: moved to the trash in the runs' folder, from which `restore` brings it back. The LoRA file stays."""
+    run = _idle(given.get("run"))
+    bin_ = run.parent / TRASH
+    try:
+        bin_.mkdir(exist_ok=True)
+        place = store.new_run(bin_, run.name)
+        os.rename(run, place)  # onto the empty folder
+    except OSError as error:
+        raise LoomError(f"run {run.name!r} cannot be moved to the trash ({error.strerror}): close what has its files open") from error
+    return {"name": run.name, "trashed": place.name}
+
+
+def restore(given: dict[str, Any]) -> dict[str, Any]:
+    """{trashed} -> {name}: back among the runs, under its name or the next that is free."""
+    name = given.get("trashed")
+    bin_ = folders.runs() / TRASH
+    if not isinstance(name, str) or name.startswith(".") or name not in (os.listdir(bin_) if bin_.is_dir() else []):
+        raise LoomError(f"run {str(name)[:80]!r} is not in the trash: give a name that `trash` has given")
+    place = store.new_run(folders.runs(), name)
+    os.rename(bin_ / name, place)
+    return {"name": place.name}
+
+
+def empty_trash(_given: dict[str, Any]) -> dict[str, Any]:
+    """Removes for good what was moved to the trash."""
+    shutil.rmtree(folders.runs() / TRASH, ignore_errors=True)
+    return {}
+
+
+def keep_checkpoint(given: dict[str, Any]) -> dict[str, Any]:
+    """{run, file} -> {lora}: see `keep`."""
+    return {"lora": keep(find(given.get("run")), given.get("file")).name}
+
+
+def keep(run: Path, file: Any) -> Path:
+    """A LoRA of the run's way becomes its result: copied into the loras folder, named for run and step, and noted in the record. So does again the
+    one that the run ended with. Returns where LoraLoader finds it; doing it twice changes nothing."""
+    loras, final = folders.loras(), saved.final_lora(run)
+    source = run / "checkpoints" / str(file)
+    known = file in {c["file"] for c in reading.checkpoints(run)} and not source.is_symlink()
+    if not known and not (final and file == final and (loras / final).is_file()):
+        raise LoomError(f"checkpoint {str(file)[:80]!r} is not in run {run.name!r}: give a file that GET /lora_loom/run lists")
+    try:
+        path = _copied(source, loras) if known else loras / final
+        facts = record.read(run)
+        if facts.get("lora") != path.name:
+            write_whole(run / record.FILE, json.dumps({**facts, "lora": path.name, "final": final}, ensure_ascii=False, indent=1).encode())
+    except OSError as error:
+        raise LoomError(f"checkpoint {file!r} cannot be copied to {loras.name} ({error.strerror}): free some space") from error
+    return path
+
+
+def _copied(source: Path, folder: Path) -> Path:
+    """The file in the folder: the one of that name, or of that name and a number, which holds these bytes already; else a new one."""
+    data = source.read_bytes()
+    for path in sorted(folder.glob(f"{glob.escape(source.stem)}*{source.suffix}")):
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return path
+    return store.write_new(folder, source.stem, source.suffix, data)
+
+
+def _idle(name: Any) -> Path:
+    run = find(name)
+    if run.name in live.running():
+        raise LoomError(f"run {run.name!r} is training: wait for its end, or stop it")
+    return run
+
+
+def _number(query: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
+        raise LoomError(f"{name} is {text[:80]!r}: it takes a whole number from {low} to {high}")
+    return int(text)
+
+
+def _read(handler: Callable[[Mapping[str, str]], dict[str, Any]]) -> Callable:
+    """A GET: worked out beside the server's loop."""
+
+    async def answer(request: web.Request) -> web.Response:
+        found = await asyncio.to_thread(lambda: json.dumps(handler(request.rel_url.query)))
+        return web.Response(text=found, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+    return guarded(answer)
+
+
+def _write(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable:
+    """A POST of a JSON object."""
+
+    def answer(body: bytes) -> dict[str, Any]:
+        try:
+            given = json.loads(body)
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise LoomError("the request is no JSON object")
+        return handler(given)
+
+    return answered(answer)
+
+
+def register() -> None:
+    """Adds our routes to ComfyUI's. Without a server (tests) there is nothing to add to."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+    routes = server.routes
+    routes.get("/lora_loom/state")(_read(lambda query: {"trainings": live.states()}))
+    routes.get("/lora_loom/runs")(_read(all_runs))
+    routes.get("/lora_loom/run")(_read(one_run))
+    routes.get("/lora_loom/run/curve")(_read(curve))
+    routes.get("/lora_loom/run/sample")(guarded(sample))
+    routes.post("/lora_loom/control")(_write(control))
+    routes.post("/lora_loom/run/rename")(_write(rename))
+    routes.post("/lora_loom/run/trash")(_write(trash))
+    routes.post("/lora_loom/run/restore")(_write(restore))
+    routes.post("/lora_loom/run/keep")(_write(keep_checkpoint))
+    routes.post("/lora_loom/trash/empty")(_write(empty_trash))

@@ -1,0 +1,310 @@
+"""The live panel in ComfyUI's own page: curves and samples while it trains, its buttons, and that it is there again after a reload, in another
+browser, in another workflow and on another day."""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+
+pytestmark = pytest.mark.browser
+
+
+def by_path(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
+oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+KEPT = host.PACK / "artefacts"
+
+
+@pytest.fixture(scope="module", params=["newest", "oldest"])
+def comfy(request, tmp_path_factory: pytest.TempPathFactory):
+    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    base = tmp_path_factory.mktemp(f"live_{request.param}")
+    workflows.settle(base)
+    with host.Comfy(path, base, site) as server:
+        server.which = request.param
+        yield server
+
+
+@pytest.fixture(scope="module")
+def playwright():
+    with sync_api.sync_playwright() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(comfy, playwright):
+    browser, page = opened(playwright, comfy)
+    yield page
+    browser.close()
+
+
+def opened(playwright, comfy):
+    try:
+        browser, page = workflows.open_page(playwright, comfy.url)
+    except sync_api.Error as error:
+        if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
+            pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
+        raise
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(error.stack or str(error)))
+    return browser, page
+
+
+@pytest.fixture(autouse=True)
+def idle(comfy):
+    """Nothing runs on when a test has failed."""
+    yield
+    with contextlib.suppress(OSError):
+        comfy.post("/interrupt", {})
+
+
+def ours(page) -> list[str]:
+    """Errors of the page in which we have a part: that of 0.3.64 has some of its own when it starts."""
+    return [problem for problem in page.problems if "lora-loom" in problem]
+
+
+OPEN = """async (values) => {
+    const answer = await window.app.api.fetchApi("/workflow_templates/comfyui-lora-loom/toy_base_train_and_generate.json");
+    const graph = await answer.json();
+    graph.nodes = graph.nodes.filter((n) => ["ToyBase", "LoadDataset", "LoRAConfig", "TrainLoRA"].includes(n.type));
+    const there = new Set(graph.nodes.map((n) => n.id));
+    graph.links = graph.links.filter((l) => there.has(l[1]) && there.has(l[3]));
+    const left = new Set(graph.links.map((l) => l[0]));
+    for (const node of graph.nodes) for (const output of node.outputs ?? []) output.links = output.links?.filter((id) => left.has(id));
+    graph.groups = [];
+    await window.app.loadGraphData(graph);
+    for (const [type, name, value] of values) window.app.graph._nodes.find((n) => n.comfyClass === type).widgets.find((w) => w.name === name).value = value;
+}"""
+TRAINER = "window.app.graph._nodes.find((n) => n.comfyClass === 'TrainLoRA')"
+LOOK = f"() => {{ const n = {TRAINER}, d = window.app.canvas.ds; d.scale = 1.5; d.offset = [90 - n.pos[0], 60 - n.pos[1]]; window.app.canvas.setDirty(true, true); }}"
+
+
+def start(page, name: str, **values) -> None:
+    train = {"steps": 400, "batch_size": 1, "sample_steps": 0, "name": name, **values}
+    config = [("LoRAConfig", "preservation", 0), *(("LoRAConfig", key, train.pop(key)) for key in ("optimizer",) if key in train)]
+    page.evaluate(OPEN, [*config, *(("TrainLoRA", key, value) for key, value in train.items())])
+    page.wait_for_timeout(400)
+
+
+def until(page, check: str, seconds: float = 60):
+    page.wait_for_function(check, timeout=seconds * 1000)
+
+
+def text(page, where: str) -> str:
+    return page.locator(f".loom-live {where}").first.inner_text()
+
+
+def status(page) -> str:
+    return page.locator(".loom-live").first.get_attribute("data-status")
+
+
+def keep(page, comfy, name: str) -> None:
+    KEPT.mkdir(exist_ok=True)
+    page.evaluate(LOOK)
+    page.wait_for_timeout(700)
+    page.screenshot(path=str(KEPT / f"live_{name}_{comfy.which}.png"))
+
+
+STEP = "() => Number((document.querySelector('.loom-live .numbers')?.textContent.match(/\\d+/) ?? [0])[0])"
+
+
+def running(page, steps: int) -> None:
+    until(page, f"() => document.querySelector('.loom-live')?.dataset.status === 'running' && document.querySelector('.loom-live').dataset.phase === 'train' && ({STEP})() >= {steps}")
+
+
+def drawn(page) -> int:
+    """Pixels of the chart that are not its background."""
+    return page.evaluate("""() => { const c = document.querySelector('.loom-live canvas'); if (!c?.width) return 0;
+        const data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 3; i < data.length; i += 4) n += data[i] > 0; return n; }""")
+
+
+def samples(page) -> list[str]:
+    return page.evaluate("() => [...document.querySelectorAll('.loom-live .film img')].filter((i) => i.complete && i.naturalWidth).map((i) => new URL(i.src).searchParams.get('file'))")
+
+
+def state(comfy) -> dict:
+    return comfy.get("/lora_loom/state")["trainings"][0]
+
+
+def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> None:
+    start(page, "watched")
+    assert status(page) == "idle" and text(page, ".head b") == "Press Run to train"
+    assert page.locator(".loom-live .buttons button:visible").count() == 3
+    page.evaluate("window.app.queuePrompt(0)")
+    running(page, 5)
+    assert text(page, ".head b") == "Training · watched" and "epoch" in text(page, ".head .soft") and "RAM" in text(page, ".room")
+    assert drawn(page) > 500 and samples(page) == []
+    page.get_by_role("button", name="Save now").click()
+    page.get_by_role("button", name="Sample now").click()
+    until(page, "() => document.querySelectorAll('.loom-live .film img').length === 2", 90)
+    until(page, "() => [...document.querySelectorAll('.loom-live .says p')].some((p) => /saved at step \\d+ \\(saved\\)/.test(p.textContent))")
+    keep(page, comfy, "running")
+    told = comfy.get("/lora_loom/run?name=watched")
+    assert [c["kind"] for c in told["checkpoints"]] == ["saved"] and len(told["samples"]) == 2 and told["status"] == "running"
+
+    page.reload()  # in the middle
+    page.wait_for_function("() => window.app?.graph?._nodes?.length > 3", timeout=60_000)
+    running(page, 6)
+    until(page, "() => [...document.querySelectorAll('.loom-live .film img')].filter((i) => i.naturalWidth).length === 2")
+    assert drawn(page) > 500 and len(samples(page)) == 2
+
+    browser, other = opened(playwright, comfy)  # who opens the same workflow elsewhere
+    try:
+        start(other, "watched")
+        running(other, 6)
+        before = other.evaluate(STEP)
+        until(other, f"() => ({STEP})() > {before}")  # events reach it too
+        start(other, "another")  # another workflow's node of the same number is not this run's
+        other.evaluate("() => { window.app.graph.id = '00000000-0000-4000-8000-000000000001'; }")
+        start(other, "another")
+        assert ours(other) == []
+    finally:
+        browser.close()
+
+    page.evaluate("async () => { const kept = window.app.graph.serialize(); await window.app.loadGraphData({...kept, id: '00000000-0000-4000-8000-000000000002', nodes: [], links: []}); window.kept = kept; }")
+    page.wait_for_timeout(500)
+    page.evaluate("() => window.app.loadGraphData(window.kept)")
+    running(page, 7)
+    page.get_by_role("button", name="Stop and keep").click()
+    until(page, "() => document.querySelector('.loom-live').dataset.status === 'stopped'")
+    until(page, "() => /^Stopped at step/.test(document.querySelector('.loom-live .says p')?.textContent)")
+    assert (comfy.base / "output" / "loras" / "watched.safetensors").is_file() and state(comfy)["status"] == "stopped"
+    assert [b for b in page.locator(".loom-live .buttons button:visible").all_inner_texts()] == ["Resume"]
+    keep(page, comfy, "stopped")
+    page.get_by_role("button", name="Resume").click()
+    assert page.evaluate(f"() => {TRAINER}.widgets.find((w) => w.name === 'resume').value") == "watched"
+    assert ours(page) == []
+
+
+def test_an_error_offers_the_way_out(comfy, page) -> None:
+    start(page, "wrong", optimizer="prodigy", steps=3, learning_rate=1e-4)
+    page.evaluate("window.app.queuePrompt(0)")
+    until(page, "() => document.querySelector('.loom-live')?.dataset.status === 'failed'")
+    assert "it finds the rate itself" in text(page, ".says .error")
+    keep(page, comfy, "failed")
+    page.keyboard.press("Escape")  # the page of 0.3.64 shows its own dialog of the error
+    page.get_by_role("button", name="Set learning_rate 1").click()
+    assert page.evaluate(f"() => {TRAINER}.widgets.find((w) => w.name === 'learning_rate').value") == 1
+    start(page, "right", steps=3, sample_steps=1)
+    page.evaluate("window.app.queuePrompt(0)")
+    until(page, "() => document.querySelector('.loom-live')?.dataset.status === 'finished'")
+    until(page, "() => [...document.querySelectorAll('.loom-live .film img')].filter((i) => i.naturalWidth).length === 2")
+    slider = page.locator(".loom-live .time input")
+    assert samples(page) == ["step000003_1.png", "step000003_2.png"] and slider.input_value() == "3"
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert text(page, ".time span") == "step 2" and "step000002" in page.locator(".loom-live .film img").first.get_attribute("src")
+    assert ours(page) == []
+
+
+def test_the_last_run_is_there_on_another_day(comfy, page, playwright) -> None:
+    """A new server, which remembers nothing: the graph knows its run, and the run's folder the rest."""
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    path, site = oldest() if comfy.which == "oldest" else (comfy.path, None)
+    with host.Comfy(path, comfy.base, site) as server:
+        server.which = comfy.which
+        assert server.get("/lora_loom/state") == {"trainings": []}
+        browser, other = opened(playwright, server)
+        try:
+            other.evaluate("(graph) => window.app.loadGraphData(graph)", saved)
+            until(other, "() => document.querySelector('.loom-live')?.dataset.status === 'finished' && document.querySelector('.loom-live .film img')?.naturalWidth > 0")
+            assert text(other, ".head b") == "Finished · right" and drawn(other) > 300 and "Saved as right.safetensors" in text(other, ".says")
+            keep(other, server, "another_day")
+            if comfy.which == "newest":
+                looks(other, server)
+            assert ours(other) == []
+        finally:
+            browser.close()
+
+
+def looks(page, server) -> None:
+    """Light theme, the new nodes, Chinese: pictures to be looked at, and that nothing is cut off."""
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
+    page.wait_for_timeout(800)
+    keep(page, server, "light")
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    page.wait_for_timeout(1500)
+    keep(page, server, "new_nodes")
+    page.evaluate("async () => { await window.app.extensionManager.setting.set('Comfy.Locale', 'zh'); await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'); }")
+    page.reload()
+    page.wait_for_function("() => window.app?.graph?._nodes?.length > 3", timeout=60_000)
+    until(page, "() => document.querySelector('.loom-live')?.dataset.status === 'finished'")
+    assert text(page, ".head b").startswith("已完成")
+    keep(page, server, "chinese")
+    assert page.evaluate("() => { const e = document.querySelector('.loom-live .inside'); return e.scrollHeight <= e.clientHeight + 1; }")
+
+
+def ask(comfy, route: str, body: object = None) -> tuple[int, dict]:
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(comfy.url + route, data, {"Content-Type": "application/json"}), timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+def test_the_routes_of_runs(comfy) -> None:
+    """What they give, what they refuse, and that a run is moved, not deleted."""
+    runs = {r["name"]: r for r in comfy.get("/lora_loom/runs")["runs"]}
+    assert {"watched", "right"} <= set(runs) and runs["watched"]["status"] == "stopped" and runs["watched"]["resumable"] and runs["right"]["lora"] == "right.safetensors"
+    folder = comfy.base / "output" / "lora_loom"
+    (folder / "right" / "samples" / "step000009_1.png").symlink_to(comfy.log)
+    (folder / "out").symlink_to(comfy.base / "models")
+    for name in ("..", ".", "", "../lora_loom/right", "right/../right", "out", ".cache", "gone", "right\0", "a" * 400, "CON"):
+        query = "/lora_loom/run?name=" + urllib.parse.quote(name)
+        assert ask(comfy, query)[0] == 400 and ask(comfy, query.replace("/run?", "/run/curve?"))[0] == 400, name
+        for route in ("rename", "trash", "keep"):
+            assert ask(comfy, f"/lora_loom/run/{route}", {"run": name, "to": "x", "file": "x"})[0] == 400, (route, name)
+    for query in ("file=step000009_1.png", "file=../config.yaml", "file=config.yaml", "file=", "file=step000003_1.png&size=-1", "file=step000003_1.png&size=9999"):
+        assert ask(comfy, f"/lora_loom/run/sample?name=right&{query}")[0] == 400, query
+    for query in ("points=0", "points=1e3", "points=99999", "after=-1", "after=x"):
+        assert ask(comfy, f"/lora_loom/run/curve?name=right&{query}")[0] == 400, query
+    for body in ({"run": "right", "action": "stop"}, {"run": "right", "action": "rm"}, {"action": "stop"}, {}, [], b"{", b"[" * 100_000):
+        assert ask(comfy, "/lora_loom/control", body)[0] == 400, body
+    (folder / "out").unlink()
+    (folder / "right" / "samples" / "step000009_1.png").unlink()
+
+    assert ask(comfy, "/lora_loom/run/rename", {"run": "right", "to": "watched"})[0] == 400
+    assert ask(comfy, "/lora_loom/run/rename", {"run": "right", "to": "../x"})[0] == 400
+    assert ask(comfy, "/lora_loom/run/rename", {"run": "right", "to": "右 1"}) == (200, {"name": "右 1"})
+    assert (folder / "右 1" / "config.yaml").is_file() and not (folder / "right").exists()
+    before = sorted(p.relative_to(folder / "右 1") for p in (folder / "右 1").rglob("*"))
+    assert ask(comfy, "/lora_loom/run/trash", {"run": "右 1"}) == (200, {"name": "右 1", "trashed": "右 1"})
+    assert "右 1" not in {r["name"] for r in comfy.get("/lora_loom/runs")["runs"]} and ask(comfy, "/lora_loom/run?name=" + "%E5%8F%B3%201")[0] == 400
+    assert ask(comfy, "/lora_loom/run/restore", {"trashed": "../右 1"})[0] == 400
+    assert ask(comfy, "/lora_loom/run/restore", {"trashed": "右 1"}) == (200, {"name": "右 1"})
+    assert sorted(p.relative_to(folder / "右 1") for p in (folder / "右 1").rglob("*")) == before
+
+    [saved] = comfy.get("/lora_loom/run?name=watched")["checkpoints"]
+    status, found = ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": saved["file"]})
+    assert status == 200 and (comfy.base / "output" / "loras" / found["lora"]).read_bytes() == (folder / "watched" / "checkpoints" / saved["file"]).read_bytes()
+    assert ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": saved["file"]})[1] == found, "the same once more is the same file"
+    assert comfy.get("/lora_loom/run?name=watched")["lora"] == found["lora"]
+    assert ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": "resume.safetensors"})[0] == 400
+
+
+def test_a_killed_run_is_lost_and_not_running(comfy) -> None:
+    folder = comfy.base / "output" / "lora_loom" / "killed"
+    folder.mkdir()
+    (folder / "config.yaml").write_text((comfy.base / "output" / "lora_loom" / "watched" / "config.yaml").read_text())
+    (folder / "run.json").write_text(json.dumps({"version": 1, "name": "killed", "status": "running", "started": time.time() - 60, "steps": 9}))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5, "smoothed_loss": 0.5, "learning_rate": 1e-4, "grad_norm": 1, "validation_loss": null}\n')
+    found = next(r for r in comfy.get("/lora_loom/runs")["runs"] if r["name"] == "killed")
+    assert found["status"] == "lost" and found["step"] == 1 and not found["resumable"]
+    assert Path(comfy.base, "output", "lora_loom", "killed").is_dir()

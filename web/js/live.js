@@ -1,0 +1,72 @@
+// TrainLoRA's live panel: which training a node shows, after a reload, in another workflow or another browser too.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { watchBefore } from "./live_before.mjs";
+import { HEIGHT, Panel } from "./live_panel.mjs";
+import { trainings } from "./runs_api.mjs";
+
+const EVENTS = ["preparing", "warnings", "started", "progress", "memory", "estimate", "sample", "checkpoint", "saved", "step_skipped", "out_of_memory", "will_not_fit", "sample_failed",
+    "checkpoint_failed", "ended"];
+const KEPT = "lora_loom_run";  // the node's property: the run that it has shown last
+const panels = new Set();
+
+const root = () => app.rootGraph ?? app.graph;
+const nameOf = (node) => node.widgets?.find((w) => w.name === "name")?.value;
+
+// Node ids are small numbers that every workflow has: it is ours by the workflow's id, and for programs, which send none, by the LoRA's name.
+function mine(node, training) {
+    if (!node.graph || String(training.node).split(":").at(-1) !== String(node.id)) return false;
+    return training.workflow && training.workflow === root()?.id ? true : training.name === nameOf(node);
+}
+
+async function attach(panel) {
+    const { node } = panel;
+    if (!node.graph) return;
+    const found = (await trainings().catch(() => [])).find((training) => mine(node, training));
+    const kept = node.properties?.[KEPT];
+    if (found && !(found.ended && kept && kept !== found.run)) return panel.take(found);
+    if (kept && !(await panel.load(kept))) delete node.properties[KEPT];  // in the trash, or on another machine
+}
+
+for (const name of EVENTS) {
+    api.addEventListener(`lora_loom.${name}`, ({ detail }) => {
+        for (const panel of panels) {
+            if (!mine(panel.node, detail)) continue;
+            if (detail.run && panel.node.properties) panel.node.properties[KEPT] = detail.run;
+            const missed = name !== "preparing" && (panel.state.prompt_id !== detail.prompt_id || (detail.run && panel.run && panel.run !== detail.run));
+            if (missed) attach(panel);  // it began before this page was there
+            else panel.apply(name, detail);
+        }
+    });
+}
+api.addEventListener("reconnected", () => { for (const panel of panels) attach(panel); });
+
+app.registerExtension({
+    name: "lora_loom.live",
+    nodeCreated(node) {
+        if (node.comfyClass !== "TrainLoRA" || !node.addDOMWidget) return;
+        const panel = new Panel(node);
+        panels.add(panel);
+        let before = watchBefore(panel);
+        const widget = node.addDOMWidget("lora_loom_live", "lora_loom_live", panel.element, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT });
+        widget.serialize = false;
+        node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], node.computeSize()[1])]);
+        const configure = node.onConfigure, removed = node.onRemoved, added = node.onAdded;
+        node.onConfigure = function (...values) {
+            const answer = configure?.apply(this, values);
+            setTimeout(() => attach(panel));  // when the graph has its id
+            return answer;
+        };
+        node.onAdded = function (...values) {
+            panels.add(panel);
+            before.stop();
+            before = watchBefore(panel);
+            return added?.apply(this, values);
+        };
+        node.onRemoved = function (...values) {
+            panels.delete(panel);
+            before.stop();
+            return removed?.apply(this, values);
+        };
+    },
+});

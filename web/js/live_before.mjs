@@ -1,0 +1,77 @@
+// What the live panel says while nothing has been trained yet: what the run will take, and what the dataset's report complains of.
+import { api } from "../../scripts/api.js";
+import { datasetOf, filtered, requestFor, valuesOf } from "./estimate_graph.mjs";
+import { estimate } from "./estimate_api.mjs";
+import { words } from "./estimate_words.mjs";
+import { chinese } from "./settings.mjs";
+import { found as titleOf, said } from "./report_words.mjs";
+
+const LOOK = 400, REST = 400;  // ms
+const REPORT = ["folder", "resolution", "min_size", "caption_source", "trigger_word", "repeats", "flip", "buckets", "masks"];
+
+// [[kind, text]…] of an estimate.
+function needed(answer, question) {
+    const w = words(), m = answer.memory, lines = [];
+    if (answer.error) return [["error", answer.error]];
+    if (m) {
+        lines.push(["", `${w.takes(m)} · ${w.parameters(answer.parameters)} · ${w.file(answer.file_bytes)}`]);
+        if (answer.checkpointing) lines.push(["warning", w.checkpointing(m)]);
+        else if (m.free !== null && m.needed > m.free) lines.push(["warning", w.tight(m)]);
+    }
+    if (answer.steps) {
+        const each = answer.steps_per_epoch, epochs = each && (answer.steps / each).toFixed(1);
+        lines.push(["", w.steps(answer.steps, epochs, answer.pictures) + (question.filtered ? ` (${w.filtered})` : "")]);
+    }
+    if (!answer.checkpointing) lines.push(...answer.notes.map((note) => ["", note]));
+    return lines;
+}
+
+// The errors and warnings of a report, in the page's language.
+const complaints = (report) => (report?.findings ?? []).filter((one) => one.severity !== "note")
+    .map((one) => [one.severity, `${titleOf(one.id)}: ${(chinese() && said(one)) || one.text}`]);
+
+const drawnFor = new WeakMap();  // a report that a node has drawn -> the settings that the node had when we first saw it
+
+// The report that the node shows, as long as its settings stay as they are; else the server is asked.
+async function reportOf(node, values, batch) {
+    const drawn = node.loomReported ?? node.loomDrawn, now = JSON.stringify(values);
+    if (drawn && !drawnFor.has(drawn)) drawnFor.set(drawn, now);
+    if (drawn && drawnFor.get(drawn) === now) return drawn;
+    const response = await api.fetchApi(`/lora_loom/report?${new URLSearchParams({ ...values, batch_size: batch })}`);
+    const found = await response.json().catch(() => ({}));
+    return response.ok ? found : { findings: [{ id: "broken", severity: "error", text: found.error ?? response.statusText, values: {} }], refused: true };
+}
+
+// Keeps `panel.before` right for as long as its node shows no run; `stop()` ends it.
+export function watchBefore(panel) {
+    const { node } = panel;
+    let seen = "", since = 0, asked = "", busy = false;
+    const set = (lines) => {
+        panel.before = lines;
+        panel.soon();
+    };
+    const look = async () => {
+        if (busy || !node.graph || panel.state.status !== "idle" || !panel.element.isConnected || document.hidden || !panel.element.getClientRects().length) return;
+        const dataset = datasetOf(node), question = requestFor(node), values = dataset ? valuesOf(dataset, REPORT) : null;
+        const batch = valuesOf(node, ["batch_size"]).batch_size ?? 1, text = JSON.stringify([question, values]);
+        if (text !== seen) [seen, since] = [text, Date.now()];
+        if (text === asked || Date.now() - since < REST) return;
+        asked = text;
+        busy = true;
+        try {
+            const first = question ? needed(await estimate(question), { filtered: filtered(node) }) : [["", words().noModel]];
+            set(first);
+            if (!values?.folder) return;
+            const report = await reportOf(dataset, values, batch);
+            const bad = report.refused ? [["error", report.findings[0].text]] : complaints(report);
+            const repeated = new Set(first.map(([, line]) => line));  // a folder that is missing is said by both
+            set([...bad.filter(([, line]) => !repeated.has(line)), ...first]);
+        } catch (error) {
+            set([["error", error.message]]);
+        } finally {
+            busy = false;
+        }
+    };
+    const timer = setInterval(look, LOOK);
+    return { stop: () => clearInterval(timer) };
+}

@@ -1,0 +1,177 @@
+// What TrainLoRA shows of its run: where it stands, its curves, its samples, buttons that reach into it, and what went wrong with the way out.
+import { api } from "../../scripts/api.js";
+import { Chart, Curve } from "./live_chart.mjs";
+import { Film } from "./live_film.mjs";
+import { applyFix, fixText } from "./live_fix.mjs";
+import { liveStyle } from "./live_style.mjs";
+import { duration, gigabytes, words } from "./live_words.mjs";
+import { el } from "./modal.mjs";
+import { control, curveOf, oneRun } from "./runs_api.mjs";
+import { say } from "./settings.mjs";
+
+export const HEIGHT = 400;  // pixels of the graph that the panel keeps, whatever it shows
+const OVER = new Set(["finished", "stopped", "interrupted", "failed", "lost"]);
+
+export class Panel {
+    constructor(node) {
+        liveStyle();
+        const w = words();
+        this.node = node;
+        this.curve = new Curve();
+        this.film = new Film();
+        this.title = el("b");
+        this.numbers = el("span", { className: "numbers" });
+        this.facts = el("span", { className: "soft" });
+        this.room = el("span", { className: "room" });
+        this.bar = el("i");
+        this.place = el("div", { className: "chart empty" });
+        this.place.dataset.hint = w.noCurve;
+        this.buttons = Object.fromEntries(["stop", "save", "sample"].map((action) => [action, el("button", { type: "button", title: w[`${action}Tip`], textContent: w[action], onclick: () => this.press(action) })]));
+        this.resume = el("button", { type: "button", title: w.resumeTip, textContent: w.resume, hidden: true, onclick: () => this.goOn() });
+        this.fix = el("button", { type: "button", className: "strong", hidden: true, onclick: () => applyFix(this.node, this.state.fix) });
+        this.says = el("div", { className: "says" });
+        this.element = el("div", { className: "loom-live" }, el("div", { className: "inside" },
+            el("div", { className: "head" }, el("div", {}, this.title, this.numbers), el("div", {}, this.facts, this.room)), el("div", { className: "done" }, this.bar),
+            this.place, this.film.row, this.film.time, el("div", { className: "buttons" }, this.fix, ...Object.values(this.buttons), this.resume), this.says));
+        this.element.style.setProperty("--loom-height", `${HEIGHT}px`);
+        this.chart = new Chart(this.place);
+        this.before = null;  // what is known before a run: lines of text
+        this.reset();
+    }
+
+    reset() {
+        this.state = { status: "idle", run: "", step: 0, steps: 0, messages: [], warnings: [] };
+        this.curve.clear();
+        this.film.clear();
+        this.render();
+    }
+
+    get run() { return this.state.run; }
+
+    get over() { return OVER.has(this.state.status); }
+
+    // A training that this server remembers: its state as it is now, and its curve and samples from disk.
+    async take(state) {
+        const other = state.run !== this.run || state.prompt_id !== this.state.prompt_id;
+        if (other) this.reset();
+        this.state = { ...this.state, ...state };
+        this.render();
+        if (state.run) await this.load(state.run);
+    }
+
+    // A run as it lies on disk. False where it is gone.
+    async load(name) {
+        try {
+            const [found, curve] = await Promise.all([oneRun(name), curveOf(name)]);
+            if (this.run && this.run !== name) return true;  // another has begun meanwhile
+            const { step, ...facts } = found, prompts = found.settings?.samples.sample_prompts ?? [], idle = this.state.status === "idle";
+            // what has ended is as its record says; what runs is as its events say
+            this.state = idle || this.over ? { ...this.state, ...facts } : { ...facts, ...this.state, started: found.started };
+            this.state.step = Math.max(step, this.state.step);
+            this.state.run = name;
+            this.curve.load(curve);
+            this.film.load(name, found.started, found.samples, this.state.prompts ?? prompts);
+            this.render();
+            return true;
+        } catch {
+            return false;
+        }
+    }
+
+    // An event of the training that this node shows.
+    apply(name, data) {
+        if (name === "preparing") {
+            this.reset();
+            this.state.status = "preparing";
+        }
+        const { points, files, ...facts } = data;
+        if (name === "started") {
+            if (!facts.step) this.curve.clear();
+            this.state.started = Date.now() / 1000;
+        }
+        if (name === "sample") this.film.add(data.run, this.state.started, data.step, files, data.prompts);
+        else if (["preparing", "warnings", "started", "progress", "ended"].includes(name)) this.state = { ...this.state, ...facts };
+        else if (name === "saved") this.state.lora = data.lora;
+        else if (name === "memory") this.state.needs = data.text;  // what is in use comes with the progress
+        else if (name === "estimate") this.state.estimate = facts;
+        else this.state.messages = [...this.state.messages, { id: name, ...facts }].slice(-50);
+        if (points) this.curve.add(points);
+        if (/^(sample|checkpoint)/.test(name) || this.over) this.asked = null;
+        if (name === "ended" && this.run) this.load(this.run);
+        this.soon();
+    }
+
+    soon() {  // however many events come, the page draws at its own pace
+        if (this.waiting) return;
+        this.waiting = true;
+        requestAnimationFrame(() => {
+            this.waiting = false;
+            this.render();
+        });
+    }
+
+    render() {
+        const w = words(), s = this.state, train = s.phase === "train" || this.over, running = s.status === "running" || s.status === "preparing";
+        Object.assign(this.element.dataset, { status: s.status, phase: s.phase ?? "" });
+        this.title.textContent = (s.status === "idle" ? w.idle : this.over ? w[s.status] : s.phase ? w[s.phase] : w.preparing) + (s.run ? ` · ${s.run}` : "");
+        this.title.title = s.run;
+        this.numbers.textContent = s.steps ? w.step(s.step, s.steps) : "";
+        const facts = [];
+        if (train && s.steps_per_epoch) facts.push(w.epoch((s.step / s.steps_per_epoch).toFixed(1)));
+        if (running && s.steps_per_second) facts.push(w.speed(s.steps_per_second));
+        if (running && train) facts.push(w.left(duration(s.eta_seconds ?? 0)));
+        if (this.over && s.seconds) facts.push(w.took(duration(s.seconds)));
+        if (s.smoothed_loss ?? s.loss) facts.push(`${w.loss} ${(s.smoothed_loss ?? s.loss).toFixed(4)}`);
+        this.facts.textContent = facts.join(" · ");
+        this.room.textContent = running && s.memory ? `${s.memory.device} ${gigabytes(s.memory.used)} / ${gigabytes(s.memory.total)}` : "";
+        this.bar.style.width = s.steps ? `${(100 * s.step) / s.steps}%` : "0";
+        this.chart.draw(this.curve, s.phase === "encode" ? 0 : s.steps);
+        for (const [action, button] of Object.entries(this.buttons)) {
+            button.disabled = action === "stop" ? !running : !(s.status === "running" && s.phase === "train") || this.asked === action;
+            button.textContent = this.asked === action ? w.asked : w[action];
+        }
+        const way = s.status === "failed" && Object.keys(s.fix ?? {}).length > 0;
+        this.fix.hidden = !way;
+        this.fix.textContent = this.fix.title = way ? `${w.apply} ${fixText(s.fix)}` : "";
+        this.resume.hidden = !(this.over && s.resumable);
+        for (const button of Object.values(this.buttons)) button.hidden = way || !this.resume.hidden;
+        this.tell(w, s);
+    }
+
+    // Errors first, then what was said before and on the way, the newest first.
+    tell(w, s) {
+        const lines = [];
+        if (s.status === "failed") lines.push(["error", s.error]);
+        if (this.over && s.report) lines.push(["", s.report]);
+        if (s.status === "idle" && this.before) lines.push(...this.before);
+        for (const message of [...(s.messages ?? [])].reverse()) {
+            const said = w.messages[message.id]?.(message);
+            if (said) lines.push([message.id === "checkpoint" ? "" : "warning", said]);
+        }
+        for (const warning of s.warnings ?? []) lines.push(["warning", warning]);
+        if (s.estimate && !this.over) lines.push(["", w.willTake(duration(s.estimate.seconds))]);
+        if (s.needs) lines.push(["", w.estimate(s.needs)]);
+        const key = JSON.stringify(lines);
+        if (key === this.told) return;  // a text that is being read or marked stays
+        this.told = key;
+        this.says.replaceChildren(...lines.map(([kind, text]) => el("p", { className: kind, textContent: text })));
+    }
+
+    async press(action) {
+        const { run, phase } = this.state;
+        this.asked = action;
+        this.render();
+        try {
+            if (action === "stop" && (!run || phase !== "train")) await api.interrupt();  // nothing is learned yet
+            else await control(run, action);
+        } catch (error) {
+            this.asked = null;
+            say("error", error.message);
+        }
+        this.render();
+    }
+
+    goOn() {
+        applyFix(this.node, { resume: this.run });
+    }
+}
