@@ -1,19 +1,13 @@
 // Choosing a preset in LoRAConfig writes its values into the widgets: what is shown is what runs. Settings can be saved as a
 // preset of one's own, and a run's config.yaml or a preset's file that is dropped on the node fills it, and the Train LoRA behind it.
 import { app } from "../../scripts/app.js";
+import { at, fillConfig, settle } from "./config_fill.mjs";
 import { refold } from "./fold.mjs";
-import { allPresets, ask, fill, readConfig, savePreset, say, sure, trainers, words } from "./settings.mjs";
+import { allPresets, ask, fill, savePreset, say, sure, trainers, words } from "./settings.mjs";
 
 // What a preset says for a family, of this node and of the Train LoRA behind it.
 function says(preset, family) {
     return { ...preset.values, ...preset.train, ...preset.families[family] };
-}
-
-const at = (node, name) => node.widgets?.find((w) => w.name === name)?.value;
-
-// The preset and family that the node's values came with. Widgets call back without a choice too: a primitive at each run, an API file as it loads.
-function settle(node) {
-    node.loomChosen = { preset: at(node, "preset"), family: at(node, "family") };
 }
 
 let loading = false;  // an API file, whose own values count
@@ -55,21 +49,7 @@ async function save(node) {
 }
 
 async function load(node, file) {
-    const found = await readConfig(await file.text());
-    if (!found) return;
-    fill(node, { ...found.LoRAConfig, preset: "default", family: "any" });
-    settle(node);
-    refold(node);
-    const lora = node.widgets.find((w) => w.name === "init_lora"), known = lora?.options?.values;
-    if (Array.isArray(known) && !known.includes(lora.value)) {
-        say("error", words().noLora(lora.value));
-        lora.value = "none";
-    }
-    for (const trainer of trainers(node)) {
-        fill(trainer, found.TrainLoRA);
-        refold(trainer);
-    }
-    say("success", words().loaded(file.name));
+    if (await fillConfig(node, await file.text())) say("success", words().loaded(file.name));
 }
 
 function pick(node) {

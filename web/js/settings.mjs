@@ -35,9 +35,9 @@ async function answerOf(request) {
     return null;
 }
 
-export async function ask(title, message) {
+export async function ask(title, message, defaultValue = "") {
     const dialog = app.extensionManager?.dialog;
-    return dialog?.prompt ? dialog.prompt({ title, message, defaultValue: "" }) : window.prompt(message);
+    return dialog?.prompt ? dialog.prompt({ title, message, defaultValue }) : window.prompt(message, defaultValue);
 }
 
 // Asked anew each time: presets are files that their owner may edit.
@@ -66,4 +66,9 @@ export function fill(node, values) {
 export function trainers(node) {
     const links = node.outputs?.[0]?.links ?? [];
     return links.map((id) => node.graph.getNodeById((node.graph.getLink?.(id) ?? node.graph.links[id])?.target_id)).filter((n) => n?.comfyClass === "TrainLoRA");
+}
+
+// Of a graph and its subgraphs.
+export function everyNode(graph) {
+    return (graph?._nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? everyNode(node.subgraph) : [])]);
 }
