@@ -183,7 +183,7 @@ def _initialise(adapter: Adapter, seed: int) -> None:
     """PEFT's own start (Kaiming-uniform with a = sqrt(5), and zeros) from generators that depend on seed and name alone."""
     kind = KINDS[adapter.config.algorithm]
     for name, parameter in adapter.named().items():
-        if name in kind.kept:
+        if name in kind.kept or parameter.is_meta:  # where shapes alone are asked for
             continue
         digest = hashlib.sha256(f"{seed}:{adapter.key}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -4,14 +4,14 @@ Nothing of a run's random numbers is used, and no gradient is left behind.
 """
 from __future__ import annotations
 
+import functools
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import optim
@@ -36,20 +36,36 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if id(storage) not in given and storage not in self._known:
-                    size = storage.nbytes()
-                    self._known[storage] = size
-                    self.live += size
-                    self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self._freed, size)
+        if _gives_a_view(func):
+            return made
+        given = {id(t.untyped_storage()) for t in _tensors((args, *(kwargs or {}).values()))}
+        for tensor in _tensors((made,)):
+            storage = tensor.untyped_storage()
+            if id(storage) not in given and storage not in self._known:
+                size = storage.nbytes()
+                self._known[storage] = size
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._freed, size)
         return made
 
     def _freed(self, size: int) -> None:
         self.live -= size
+
+
+def _tensors(values: Iterable) -> Iterator[torch.Tensor]:
+    """Those that an operation takes or gives, in lists too: torch's own walk through trees takes longer than the operations."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+@functools.cache
+def _gives_a_view(func) -> bool:
+    """Whether all that the operation gives lies in its inputs' memory."""
+    return all(part.alias_info for part in func._schema.returns)
 
 
 @dataclass(frozen=True)
@@ -140,8 +156,9 @@ def _corner(encoded: Encoded, row: Row, size: tuple[int, int]) -> Batch:
 def peak(objective: Objective, batch: Batch, state: State) -> int:
     """Bytes that one micro-batch holds at most, forward and backward, gradients aside."""
     device = objective.model.device
+    # shapes alone draw nothing, and may be asked for while another thread draws
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+    with torch.random.fork_rng(devices=cuda, enabled=device.type != "meta"), torch.enable_grad():
         question = objective.draw(batch, torch.Generator().manual_seed(0))
         for parameter in state.parameters:  # gradients are counted elsewhere
             parameter.grad = torch.zeros_like(parameter)

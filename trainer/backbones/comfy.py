@@ -158,6 +158,8 @@ def literal(caption: str) -> str:
 class ComfyModel:
     """MODEL, CLIP and VAE as any loader node hands them. `release` undoes what a run has changed."""
 
+    attention = staticmethod(sdpa)
+
     def __init__(self, model, clip, vae, name: str, family: Family) -> None:
         self.family = family
         if clip is None:
@@ -327,7 +329,7 @@ class ComfyModel:
         y = None
         if self.family.time_ids:
             y = torch.cat([self._adm(c, size) for c, size in zip(conditioning, batch.sizes)]).to(self.device, self._dtype)
-        options = {"optimized_attention_override": sdpa}
+        options = {"optimized_attention_override": self.attention}
         out = self.unet(noisy.to(self._dtype), timesteps.float(), context=context, y=y, transformer_options=options)
         return out.float()
 
@@ -346,7 +348,7 @@ def _copied(value):
     return value.clone() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def checkpointed(inner):
+def checkpointed(inner, preserve_rng_state: bool = True):
     """A `forward` that keeps its inputs alone and runs `inner` again in backward. It works on copies: some blocks add to their inputs in place."""
 
     def forward(self, *args, **kwargs):
@@ -356,6 +358,6 @@ def checkpointed(inner):
         def again(*own):
             return inner(*map(_copied, own), **{name: _copied(value) for name, value in kwargs.items()})
 
-        return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False)
+        return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
 
     return forward

@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 
 from ..errors import LoomError
-from .comfy import ComfyModel, literal, sdpa
+from .comfy import ComfyModel, literal
 from .families import FAMILIES, Family
 from .protocol import Batch, Conditioning
 
@@ -69,7 +69,7 @@ class ComfyFlow(ComfyModel):
         times = sampling.timestep(sigmas).float()
         if hasattr(base, "process_timestep"):  # newer than 0.3.64
             times = base.process_timestep(times, x=noisy, **given)
-        options = {"optimized_attention_override": sdpa, "cond_or_uncond": [0] * len(noisy), "sigmas": sigmas}
+        options = {"optimized_attention_override": self.attention, "cond_or_uncond": [0] * len(noisy), "sigmas": sigmas}
         return self.unet(noisy.to(self._dtype), times, context=context, control=None, transformer_options=options, **given).float()
 
     def _cast(self, value):
