@@ -482,6 +482,26 @@ def test_the_strip_opens_the_editor_there(comfy, page):
     page.locator(".lora-loom-strip .item", has_text="again").wait_for()
 
 
+def test_load_dataset_shows_what_it_holds(comfy, page):
+    """Pictures and counts before anything runs; what the report complains of is marked on them; a click opens the editor there."""
+    folder = pictures(comfy, "seen in small", ["a", "", "c"])
+    (folder / "3.png").write_bytes((folder / "2.png").read_bytes())
+    graph(page, folder.name)
+    page.wait_for_function("() => [...document.querySelectorAll('.thumbs img')].filter((i) => i.naturalWidth).length === 4")
+    assert page.locator(".lora-loom-zone .counts").inner_text() == "4 pictures · 2 with a caption"
+    assert page.locator(".thumbs [data-severity=warning], .thumbs [data-severity=error]").count() == 0
+    page.evaluate("""async (folder) => {
+        const answer = await window.app.api.fetchApi(`/lora_loom/report?${new URLSearchParams({folder, resolution: 64, min_size: 16})}`);
+        window.loomNodes.load.onExecuted({lora_loom_report: [await answer.json()]});  // as when the node has run
+    }""", folder.name)
+    marked = page.locator(".thumbs [data-severity=warning]")
+    assert any("3.png" in marked.nth(i).get_attribute("title") and "Same file twice" in marked.nth(i).get_attribute("title") for i in range(marked.count()))
+    keep(page, comfy, "dataset_thumbs")
+    page.locator(".thumbs button").nth(2).click()
+    page.locator("dialog.editor .card").first.wait_for()
+    close(page)
+
+
 def test_chinese(comfy, page):
     page.evaluate("async () => window.app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     page.wait_for_timeout(500)

@@ -7,7 +7,7 @@ import { words } from "./captions_words.mjs";
 import { el } from "./modal.mjs";
 
 const MOST = 200;  // pictures: the editor shows the others
-const strips = new Set();
+export const strips = new Set();  // what shows a folder, and is to look again: {refresh}
 
 export const refreshStrips = () => { for (const strip of strips) strip.refresh(); };
 for (const event of ["execution_success", "execution_error", "execution_interrupted", "reconnected"]) api.addEventListener(event, refreshStrips);

@@ -3,11 +3,12 @@ import { app } from "../../scripts/app.js";
 import { nodeStyle } from "./captions_style.mjs";
 import { words } from "./captions_words.mjs";
 import { refreshStrips } from "./captions_strip.mjs";
+import { thumbs } from "./dataset_thumbs.mjs";
 import { el } from "./modal.mjs";
-import { say } from "./settings.mjs";
+import { everyNode, say } from "./settings.mjs";
 import { askName, dragged, droppedFiles, pickFiles, send, showRefused } from "./upload.mjs";
 
-const HEIGHT = 92;  // pixels of the graph, with the margins that a node leaves around an element
+const HEIGHT = 172;  // pixels of the graph, with the margins that a node leaves around an element
 
 export function addZone(node, edit) {
     nodeStyle();
@@ -15,7 +16,7 @@ export function addZone(node, edit) {
     const w = words(), text = el("span", { textContent: w.drop }), bar = el("div", { className: "bar", hidden: true }), more = el("button", { hidden: true });
     const zone = el("div", { className: "lora-loom-zone" },
         el("div", { className: "buttons" }, el("button", { textContent: w.upload, onclick: async () => start(await pickFiles()) }), el("button", { textContent: w.edit, onclick: () => edit(node) })),
-        el("div", { className: "drop" }, bar, text, more));
+        el("div", { className: "drop" }, bar, text, more), thumbs(node, edit).element);
     const show = (said, label = "", work = null) => {
         text.textContent = said;
         more.hidden = !label;
@@ -88,8 +89,4 @@ function choose(node, folder) {
     widget.callback?.(folder);
     node.setDirtyCanvas?.(true, true);
     refreshStrips();
-}
-
-function everyNode(graph) {
-    return (graph?._nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? everyNode(node.subgraph) : [])]);
 }

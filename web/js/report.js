@@ -27,7 +27,8 @@ function place(node) {
 
 function show(node, report) {
     if (!report?.findings || node.loomDrawn === report) return;
-    node.loomDrawn = report;
+    node.loomDrawn = node.loomReported = report;
+    node.loomMark?.();
     draw(place(node), report);
     node.setDirtyCanvas?.(true, true);
 }
