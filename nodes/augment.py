@@ -30,7 +30,7 @@ class AugmentDataset(io.ComfyNode):
             "AugmentDataset", "Augment Dataset", search_aliases=["augmentation", "flip", "random crop", "rotate", "color jitter"],
             description="Variants of each picture, for sets of few. All are off at 0. The images show the pictures as they will be trained on, "
                         "the first of each as it is.",
-            inputs=[widget(Dataset, "dataset"), *strengths,
+            inputs=[widget(Dataset, "dataset", tooltip="The pictures to vary: Load Dataset's, or what a node behind it has made of them."), *strengths,
                     widget(io.Int, "variants", default=4, min=1, max=64, tooltip="Of each picture, the first as it is. Each is encoded once and kept."),
                     widget(io.Int, "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, tooltip="Other variants for another seed.")],
             outputs=[output(Dataset, "dataset"), output(io.Image, "images", is_output_list=True)],

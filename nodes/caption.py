@@ -27,7 +27,7 @@ class AutoCaption(io.ComfyNode):
             "AutoCaption", "Auto Caption", search_aliases=["caption", "tagger", "clip interrogator", "tag", "wd14", "florence", "joycaption", "blip"],
             description="Writes captions for a dataset's pictures, with a model from ComfyUI's models folder. Nothing is downloaded.",
             inputs=[
-                widget(Dataset, "dataset"),
+                widget(Dataset, "dataset", tooltip="The pictures to caption: Load Dataset's, or what Filter Dataset has left."),
                 widget(io.Combo, "method", options=list(methods.METHODS), default="clip_tags",
                        tooltip="clip_tags: the labels that fit best. coca: a short sentence. wd14: Danbooru tags. "
                                "vision_llm: a text as instructed, by Florence-2, BLIP, Qwen-VL, JoyCaption and the like."),

@@ -21,7 +21,7 @@ class FilterDataset(io.ComfyNode):
             description="Leaves pictures out of a dataset: copies, blurred or badly exposed ones, those that do not fit a text, or please too little. "
                         "They are listed in the report and stay in their folder.",
             inputs=[
-                widget(Dataset, "dataset"),
+                widget(Dataset, "dataset", tooltip="The pictures to choose from: Load Dataset's."),
                 widget(io.Boolean, "duplicates", default=False, tooltip="Leave out copies, also rescaled or mirrored ones; the largest of each stays."),
                 widget(io.Boolean, "blurred", default=False, tooltip="Leave out pictures that are blurred even where they are sharpest."),
                 widget(io.Boolean, "badly_exposed", default=False, tooltip="Leave out pictures that are nearly black, nearly white or without contrast."),

@@ -1,12 +1,18 @@
-"""Makes the nodes' help, web/js/docs/<node>/*.md: what each preset sets and why, and what AutoCaption's methods want, from the files that hold it.
+"""Keeps the nodes' help, web/js/docs/<node>/<language>.md, true: fills in what other files hold, and takes the nodes' pictures.
 
-    python tools/make_help.py
+    python tools/make_help.py              # the tables of presets, captioning methods and labels
+    python tools/make_help.py --pictures   # also a picture of each node as it is on the canvas; needs what make_workflows.py needs
 
-A preset's reasons are the comments beside its values; what holds for every preset stands in default.yaml.
+The pages are written by hand. What stands between <!-- name --> and <!-- /name --> comes from the files that hold it: a preset's
+reasons are the comments beside its values; what holds for every preset stands in default.yaml.
 """
 from __future__ import annotations
 
+import argparse
+import io
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -14,15 +20,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "trainer" / "presets"
 DOCS = ROOT / "web" / "js" / "docs"
-TARGET = DOCS / "LoRAConfig"
 LABELS = ROOT / "trainer" / "captioners" / "labels"
 LISTS = ("medium", "style", "subject", "light", "palette", "composition")
-WORDS = {
-    "en": ("# LoRA Config", "What is trained and how. A preset fills the widgets; every widget can then be changed. Choose the model's `family` beside it, and the preset "
-           "fills in what that family wants. *Save as preset…* in the node's menu keeps your own; a run's `config.yaml` dropped on the node fills it.",
-           ("setting", "value", "why"), "For the family {}: "),
-    "zh": ("# LoRA 设置", "训练什么、怎样训练。选择预设会填入各项设置，之后都可以修改；在旁边选择模型家族，预设会按该家族的习惯填写。节点菜单中的“保存为预设…”保存你自己的设置；"
-           "把某次训练的 `config.yaml` 拖到节点上即可填入。", ("设置", "取值", "原因（英文）"), "{} 家族："),
+LANGUAGES = ("en", "zh")
+PRESET_WORDS = {
+    "en": ("## The presets", ("setting", "value", "why"), "For the family {}: "),
+    "zh": ("## 预设", ("设置", "取值", "原因（英文）"), "{} 家族："),
 }
 
 
@@ -31,23 +34,23 @@ def reasons(text: str) -> dict[str, str]:
     return {name: why.strip() for name, why in re.findall(r"^    (\w+):[^#\n]*# ?(.*)$", text, re.MULTILINE)}
 
 
-def page(language: str) -> str:
-    title, about, head, family_words = WORDS[language]
+def presets(language: str) -> str:
+    title, head, family_words = PRESET_WORDS[language]
     paths = sorted(PRESETS.glob("*.yaml"), key=lambda path: (path.stem != "default", path.stem))
-    general, parts = reasons(paths[0].read_text(encoding="utf-8")), [title, about]
+    general, parts = reasons(paths[0].read_text(encoding="utf-8")), [title]
     for path in paths:
         text = path.read_text(encoding="utf-8")
         tree, own = yaml.safe_load(text), reasons(text)
         rows = [f"| `{name}` | {value} | {own.get(name) or general.get(name, '')} |" for part in tree["values"].values() for name, value in part.items()]
         table = "\n".join([f"| {' | '.join(head)} |", "| --- | --- | --- |", *rows])
-        parts += [f"## {tree['title'][language]} · `{path.stem.replace('_', ' ')}`", tree["description"][language], table]
+        parts += [f"### {tree['title'][language]} · `{path.stem.replace('_', ' ')}`", tree["description"][language], table]
         lines = []
         for family, values in (tree.get("families") or {}).items():
             why = re.search(rf"^  {family}: .*?#\s*(.*)$", text, re.MULTILINE)
             said = ", ".join(f"`{name}` {value}" for part in values.values() for name, value in part.items())
             lines.append(f"- {family_words.format(family)}{said}{f' ({why[1]})' if why else ''}")
         parts += ["\n".join(lines)] if lines else []
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 # method: (folder under models/, what to look for on huggingface.co, {language: (what it writes, the files)})
@@ -67,26 +70,11 @@ METHODS = {
                "(Qwen3-VL, Gemma) connected to `clip`"),
         "zh": ("按 `instruction` 写的一段文字", "整个文件夹，权重为 safetensors，未量化；也可以不选模型，把能看图写字的 CLIP（Qwen3-VL、Gemma）接到 `clip`")}),
 }
-CAPTION = {
-    "en": ("# Auto Caption", "Writes captions for the pictures of a dataset with a model from ComfyUI's `models` folder. Nothing is downloaded: put the files there, then "
-           "refresh the page. The model is loaded when the node runs and unloaded afterwards; a cancel keeps the captions that are done (with `save_as`, in the folder).",
-           ("method", "what it writes", "put into", "files", "for example, on huggingface.co"), "## Labels, for clip_tags",
-           "A line is a group, and the words of a group compete with each other:", "`@name` stands for a list that comes along; a line of your own under the same name adds to it:",
-           "## The words around", [
-               "`existing`: keep captions that are there, replace them, or append to them. What is said already is not said again.",
-               "`prefix` and `suffix` go around every caption; the dataset's trigger word is put in front of it when training, where it is missing.",
-               "`replace`, one a line: `grey => gray`. Tags are replaced whole; in texts, words and phrases are.",
-               "`ban`, with commas: these tags are left out (`*hair` stands for every tag that ends so). Of texts, whole sentences with these words are left out.",
-               "`instruction`: Florence-2 knows `<CAPTION>`, `<DETAILED_CAPTION>` and `<MORE_DETAILED_CAPTION>`; BLIP takes the beginning of its caption; the others what you would ask a person."]),
-    "zh": ("# 自动打标", "用 ComfyUI `models` 文件夹里的模型为数据集的图片写标注。不会下载任何东西：把文件放好，然后刷新页面。模型在节点运行时载入，之后卸载；取消时保留已写好的标注"
-           "（选择了 `save_as` 时写在文件夹里）。",
-           ("方法", "写出什么", "放在", "文件", "例如（huggingface.co）"), "## 标签（clip_tags）",
-           "一行是一组，同组的词互相竞争：", "`@名称` 代表自带的列表；用同样的名称另写一行即可补充：", "## 前后的文字", [
-               "`existing`：保留、替换或追加已有标注；已经写过的不会重复。",
-               "`prefix` 和 `suffix` 加在每条标注前后；训练时若缺少数据集的触发词，会自动加在最前面。",
-               "`replace`，每行一个：`grey => gray`。标签整个替换；文字中替换词和短语。",
-               "`ban`，用逗号分隔：去掉这些标签（`*hair` 代表所有以此结尾的标签）。文字中含有这些词的整句会去掉。",
-               "`instruction`：Florence-2 认识 `<CAPTION>`、`<DETAILED_CAPTION>` 和 `<MORE_DETAILED_CAPTION>`；BLIP 取标注的开头；其他模型按你的要求来写。"]),
+METHOD_WORDS = {"en": ("method", "what it writes", "put into", "files", "for example, on huggingface.co"), "zh": ("方法", "写出什么", "放在", "文件", "例如（huggingface.co）")}
+LABEL_WORDS = {
+    "en": ("## How labels are written", "For `clip_tags`. A line is a group, and the words of a group compete with each other:",
+           "`@name` stands for a list that comes along; a line of your own under the same name adds to it:"),
+    "zh": ("## 候选标签的写法", "用于 `clip_tags`。一行是一组，同组的词互相竞争：", "`@名称` 代表自带的列表；用同样的名称另写一行即可补充："),
 }
 EXAMPLE = """```
 @medium max=1
@@ -96,25 +84,91 @@ mood max=1 threshold=0.3: calm, tense, joyful
 ```"""
 
 
-def caption_page(language: str) -> str:
-    title, about, head, labels_title, groups, lists, words_title, words = CAPTION[language]
+def methods(language: str) -> str:
+    head = METHOD_WORDS[language]
     rows = [f"| `{name}` | {says[language][0]} | `models/{folder}` | {says[language][1]} | {source} |" for name, (folder, source, says) in METHODS.items()]
+    return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *rows])
+
+
+def labels(language: str) -> str:
+    title, groups, lists = LABEL_WORDS[language]
     shipped = {name: [line for line in (LABELS / f"{name}.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")] for name in LISTS}
-    return "\n\n".join([
-        title, about, "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *rows]),
-        labels_title, groups, EXAMPLE, lists, "\n".join(f"- `@{name}` ({len(labels)}): {', '.join(labels[:8])} …" for name, labels in shipped.items()),
-        words_title, "\n".join(f"- {line}" for line in words)]) + "\n"
+    return "\n\n".join([title, groups, EXAMPLE, lists, "\n".join(f"- `@{name}` ({len(found)}): {', '.join(found[:8])} …" for name, found in shipped.items())])
 
 
-PAGES = {"LoRAConfig": page, "AutoCaption": caption_page}
+PARTS = {"presets": presets, "methods": methods, "labels": labels}
+
+
+def filled(text: str, language: str) -> str:
+    """The page with what the other files hold in its place."""
+    for name, make in PARTS.items():
+        text = re.sub(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, name=name, make=make: f"<!-- {name} -->\n\n{make(language)}\n\n<!-- /{name} -->", text, flags=re.DOTALL)
+    return text
+
+
+# ---------------------------------------------------------------- pictures
+
+ALONE = """
+async ([kind, width, values]) => {
+  const {app} = window.comfyAPI?.app ?? await import("/scripts/app.js");
+  for (const other of [...app.graph._nodes]) app.graph.remove(other);  // not clear(): the page keeps widgets' values by node number
+  const node = LiteGraph.createNode(kind);
+  app.graph.add(node);
+  for (const widget of node.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
+  const least = node.computeSize();
+  node.setSize([Math.max(width, least[0]), Math.max(node.size[1], least[1])]);
+  node.pos = [0, 0];
+  await new Promise((done) => setTimeout(done, 1200));  // what the node draws by itself is there
+  const view = app.canvas.canvas.getBoundingClientRect(), scale = Math.min(1.5, (view.height - 260) / (node.size[1] + 30));
+  app.canvas.ds.scale = scale;
+  app.canvas.ds.offset[0] = 300 / scale;
+  app.canvas.ds.offset[1] = 170 / scale + 30;
+  app.canvas.deselectAll?.();
+  app.canvas.setDirty(true, true);
+  return {left: 300 - 8, top: 170 - 8, width: node.size[0] * scale + 16, height: (node.size[1] + 30) * scale + 16};
+}
+"""
+WIDTHS = {"TrainLoRA": 440, "AutoCaption": 400, "PreviewSample": 360, "LoadDataset": 360}
+VALUES = {"LoadDataset": {"folder": "lora_loom_stars"}}  # else the first folder of that ComfyUI
+
+
+def pictures(wanted: list[str]) -> None:
+    """node.webp beside the pages of each node, from ComfyUI's own page: nodes as they come, on an empty canvas."""
+    from PIL import Image
+
+    sys.path.insert(0, str(ROOT / "tools"))
+    import comfyui
+    import make_workflows as page_of
+    from playwright.sync_api import sync_playwright
+
+    found = comfyui.find()
+    if found is None:
+        sys.exit(f"ComfyUI not found: {comfyui.HOW}")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page_of.settle(Path(folder))
+        page_of.stand_in(Path(folder))
+        with page_of.server_module().Comfy(found, Path(folder)) as comfy:
+            browser, page = page_of.open_page(playwright, comfy.url, (1400, 1500))
+            page.evaluate("() => { window.app.canvas.show_info = false; window.app.canvas.render_canvas_border = false; }")
+            for node in wanted:
+                box = page.evaluate(ALONE, [node, WIDTHS.get(node, 330), VALUES.get(node, {})])
+                page.wait_for_timeout(1000)
+                shot = Image.open(io.BytesIO(page.screenshot(clip={"x": box["left"], "y": box["top"], "width": box["width"], "height": box["height"]})))
+                target = DOCS / node / "node.webp"
+                shot.convert("RGB").save(target, quality=80, method=6)
+                print(target, shot.size, target.stat().st_size)
+            browser.close()
 
 
 def main() -> None:
-    for node, make in PAGES.items():
-        (DOCS / node).mkdir(parents=True, exist_ok=True)
-        for language in WORDS:
-            (DOCS / node / f"{language}.md").write_text(make(language), encoding="utf-8")
-            print(DOCS / node / f"{language}.md")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", nargs="*", metavar="NODE", help="take the pictures of these nodes, of all where none is named")
+    arguments = parser.parse_args()
+    for path in sorted(DOCS.glob("*/*.md")):
+        path.write_text(filled(path.read_text(encoding="utf-8"), path.stem), encoding="utf-8", newline="\n")
+        print(path)
+    if arguments.pictures is not None:
+        pictures(arguments.pictures or sorted(path.name for path in DOCS.iterdir()))
 
 
 if __name__ == "__main__":
