@@ -1,9 +1,10 @@
 """The list of nodes that ComfyUI asks for."""
 from __future__ import annotations
 
-from . import folders, report_routes, routes
+from . import choose_routes, estimate_routes, folders, report_routes, routes, runs_routes
 from .augment import AugmentDataset
 from .caption import AutoCaption
+from .choose import ChooseCheckpoint
 from .config import LoRAConfig
 from .dataset import LoadDataset
 from .filter import FilterDataset
@@ -19,4 +20,7 @@ class LoraLoom(ComfyExtension):
         folders.bring_example()
         routes.register()
         report_routes.register()
-        return [LoadDataset, AugmentDataset, FilterDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ToyBase]
+        runs_routes.register()
+        choose_routes.register()
+        estimate_routes.register()
+        return [LoadDataset, AugmentDataset, FilterDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ChooseCheckpoint, ToyBase]

@@ -11,7 +11,7 @@ NAMES = {path: path.relative_to(ROOT).as_posix() for path in FILES}
 
 COMFYUI = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "app", "api_server", "cuda_malloc",
            "execution", "folder_paths", "latent_preview", "main", "middleware", "node_helpers", "nodes", "protocol", "server", "utils"}
-COMFY_BACKBONE = {"trainer/backbones/comfy.py", "trainer/backbones/comfy_flow.py", "trainer/backbones/comfy_toy.py"}  # the only importers of comfy.* in trainer/
+COMFY_BACKBONE = {f"trainer/backbones/comfy{kind}.py" for kind in ("", "_flow", "_toy", "_shapes")}  # the only importers of comfy.* in trainer/
 OWN = {"lora_loom", "trainer", "tests", "tools", "bench", "web"}  # the pack's own folders, which ComfyUI or pip may call anything
 SERVER_DRIVER = "trainer/toy/demo_server.py"  # drives a ComfyUI server for `make demo`: the single exception to the two rules it is named in
 
@@ -109,6 +109,7 @@ ARROWS = {
     "trainer/attempts.py": (*BOTTOM, *MIDDLE, "trainer.loop", "trainer.objective", "trainer.state", "trainer.validation", "trainer.fitting",
                             "trainer.samples", "trainer.estimate"),
     "trainer/estimate.py": (*BOTTOM, "trainer.data", "trainer.objective", "trainer.optim", "trainer.state"),
+    "trainer/light.py": (*BOTTOM, "trainer.adapters", "trainer.estimate", "trainer.objective", "trainer.optim", "trainer.runs.export"),
     "trainer/samples.py": (*BOTTOM, "trainer.adapters", "trainer.data", "trainer.runs.logs", "trainer.state"),
     "trainer/presets/": (*BOTTOM, "trainer.yaml_text"),
     "trainer/data/": (*BOTTOM, "trainer.data"),

@@ -171,6 +171,6 @@ def test_the_node_s_help_says_what_the_presets_hold():
     help_pages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(help_pages)
     for language in presets.LANGUAGES:
-        page = (help_pages.TARGET / f"{language}.md").read_text(encoding="utf-8")
-        assert page == help_pages.page(language), "run python tools/make_help.py"
+        page = (help_pages.DOCS / "LoRAConfig" / f"{language}.md").read_text(encoding="utf-8")
+        assert page == help_pages.filled(page, language), "run python tools/make_help.py"
         assert all(presets.Preset(name).about(language)[1] in page for name in presets.names())

@@ -15,6 +15,8 @@ from pathlib import Path
 import websocket
 
 PACK = Path(__file__).resolve().parents[2]
+# Views whose tests take their time are tested on the newest ComfyUI; LORA_LOOM_HEAVY=1 tests them on the oldest that is supported too.
+PAGES = ["newest", *(["oldest"] if os.environ.get("LORA_LOOM_HEAVY") else [])]
 
 
 def _free_port() -> int:

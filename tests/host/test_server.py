@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 import types
@@ -154,13 +155,18 @@ def test_nodes_are_as_designed(comfy):
     check_nodes(comfy.get("/object_info"))
 
 
-def test_every_widget_is_in_chinese(comfy):
-    """Sockets keep ComfyUI's own names; what has a tooltip in English has a name and a tooltip in Chinese."""
+def test_every_input_has_a_tooltip_and_everything_is_in_chinese(comfy):
     chinese = json.loads((Path(__file__).parents[2] / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
-    for kind, node in comfy.get("/object_info").items():
-        if node["category"] == "LoRA Loom":
-            for name, (_, options, *_) in ((n, (*i, {})) for part in ("required", "optional") for n, i in node["input"].get(part, {}).items()):
-                assert not options.get("tooltip") or {"name", "tooltip"} <= chinese[kind]["inputs"][name].keys(), (kind, name)
+    ours = {kind: node for kind, node in comfy.get("/object_info").items() if node["category"] == "LoRA Loom"}
+    assert set(chinese) == set(ours)
+    for kind, node in ours.items():
+        inputs = {name: (*given, {})[1] for part in ("required", "optional") for name, given in node["input"].get(part, {}).items()}
+        assert not [name for name, options in inputs.items() if not options.get("tooltip")], kind
+        assert set(chinese[kind].get("inputs", {})) == set(inputs), kind
+        assert all(text["name"] and text["tooltip"] for text in chinese[kind].get("inputs", {}).values()), kind
+        assert list(chinese[kind]["outputs"]) == [str(n) for n in range(len(node["output"]))] and all(o["name"] for o in chinese[kind]["outputs"].values())
+        assert chinese[kind]["display_name"] and chinese[kind]["description"] and node["description"]
+    assert comfy.get("/i18n")["zh"]["nodeDefs"] == chinese
 
 
 def test_example_workflows_are_served_with_their_pictures(comfy):
@@ -256,11 +262,9 @@ def test_samples_while_training_reach_the_page(comfy):
     drawn = [data for kind, data in outcome.messages if kind == "lora_loom.sample"]
     assert [data["step"] for data in drawn] == [0, 2, 4] and all(data["node"] == "5" for data in drawn)
     assert drawn[1]["files"] == ["step000002_1.png", "step000002_2.png"] and "paths" not in drawn[1]
-    shown = outcome.history["outputs"]["5"]["images"]
-    assert [image["filename"] for image in shown] == ["step000004_1.png", "step000004_2.png"]
-    assert all(Image.open(comfy.base / "output" / image["subfolder"] / image["filename"]).size == (64, 64) for image in shown)
-    previews = [m for m in outcome.binary if int.from_bytes(m[:4], "big") in (1, 4)]
-    assert len(previews) >= 3 and b"\xff\xd8" in previews[0]
+    [told] = outcome.history["outputs"]["5"]["lora_loom_run"]
+    assert told["run"] == "sampled" and told["samples"] == ["step000004_1.png", "step000004_2.png"]
+    assert all(Image.open(comfy.base / "output" / "lora_loom" / "sampled" / "samples" / name).size == (64, 64) for name in told["samples"])
 
 
 def check_toy_run(comfy, outcome, steps: int) -> None:
@@ -272,12 +276,12 @@ def check_toy_run(comfy, outcome, steps: int) -> None:
     running = [d for kind, d in outcome.messages if kind == "lora_loom.progress"]
     assert {"encode", "train"} == {d["phase"] for d in running} and all(d["node"] == "5" for d in running)
     last = running[-1]
-    assert last["step"] == last["total"] == steps and last["loss"] > 0 and last["steps_per_second"] > 0 and last["eta_seconds"] == 0
-    shown = [text for text in outcome.texts if re.search(rf"step \d+/{steps}  loss \d+\.\d+ .*\d it/s  \d+:\d\d left", text)]
-    assert shown and shown[-1].startswith(f"step {steps}/")
-    assert any(text.startswith(f"Finished at step {steps} of {steps}") for text in outcome.texts)
+    assert last["step"] == last["steps"] == steps and last["loss"] > 0 and last["steps_per_second"] > 0 and last["eta_seconds"] == 0
+    assert [point[0] for d in running for point in d.get("points", [])] == list(range(1, steps + 1)), "every step is drawn"
+    [ended] = [d for kind, d in outcome.messages if kind == "lora_loom.ended"]
+    assert ended["status"] == "finished" and ended["run"] == last["run"]
     outputs = outcome.history["outputs"]
-    assert len(outputs["3"]["images"]) == 20 and len(outputs["7"]["images"]) == 2 and len(outputs["13"]["images"]) == 1 and outputs["6"]["images"]
+    assert len(outputs["3"]["images"]) == 20 and len(outputs["7"]["images"]) == 2 and len(outputs["13"]["images"]) == 1 and outputs["6"]["images"] and outputs["5"]["lora_loom_run"][0]["report"].startswith(f"Finished at step {steps} of {steps}")
     for path in outcome.images(comfy.base):
         with Image.open(path) as image:
             image.load()
@@ -357,7 +361,7 @@ def test_cancel_keeps_what_was_learned(comfy):
             at.update(step=data["step"], clock=time.perf_counter())
             comfy.post("/interrupt", {})
         if kind == "lora_loom.saved":
-            at["saved"] = data["steps"]
+            at["saved"] = data["step"]
 
     outcome = comfy.run(training(steps=5000, name="cancelled"), on_message=press)
     assert outcome.ending == "execution_interrupted"
@@ -628,3 +632,15 @@ def test_example_pictures_are_brought_once(tmp_path, monkeypatch):
     (target / "mine.png").write_bytes(b"mine")
     folders.bring_example()
     assert [p.name for p in target.iterdir()] == ["mine.png"]
+
+
+def test_the_client_of_the_examples(comfy, tmp_path):
+    """HTTP and websocket alone: it follows the run to its end and fetches the samples; what the server refuses, it says."""
+    program = [sys.executable, str(PACK / "examples" / "queue_training.py"), "--server", comfy.url.removeprefix("http://"), "--resolution", "64", "--trigger", "star"]
+    done = subprocess.run([*program, "lora_loom_stars", "--steps", "3", "--name", "by_client", "--sample-steps", "3", "--samples", str(tmp_path / "drawn")],
+                          capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 3/3  loss" in done.stdout and "finished: Finished at step 3 of 3" in done.stdout and "LoRA by_client.safetensors" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [f"step00000{step}_{n}.png" for step in (0, 3) for n in (1, 2)]
+    wrong = subprocess.run([*program, "no such folder"], capture_output=True, text=True, timeout=120, check=False)
+    assert wrong.returncode and "no such folder" in wrong.stderr

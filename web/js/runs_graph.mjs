@@ -1,0 +1,99 @@
+// What a run does to the graph: its LoRA in a loader, itself in Train LoRA's `resume`, its settings in the nodes. Each answers whether it was done.
+import { app } from "../../scripts/app.js";
+import { fillConfig } from "./config_fill.mjs";
+import { refold } from "./fold.mjs";
+import { words } from "./runs_words.mjs";
+import { everyNode, say } from "./settings.mjs";
+
+const LOADERS = ["LoraLoader", "LoraLoaderModelOnly"];
+const root = () => app.rootGraph ?? app.graph;
+const selected = () => Object.values(app.canvas.selected_nodes ?? {});
+const title = (kind) => window.LiteGraph.registered_node_types[kind]?.title ?? kind;
+
+// One step of the page's undo.
+async function changing(work) {
+    app.canvas.emitBeforeChange?.();
+    try {
+        return await work();
+    } finally {
+        app.canvas.setDirty(true, true);
+        app.canvas.emitAfterChange?.();
+    }
+}
+
+// The node of that kind that is meant: the selected one, or the only one. Null after saying why there is none.
+function meant(kind) {
+    const chosen = selected().filter((node) => node.comfyClass === kind), all = everyNode(root()).filter((node) => node.comfyClass === kind);
+    const found = chosen.length === 1 ? chosen : all;
+    if (found.length === 1) return found[0];
+    say("warn", words()[found.length ? "several" : "missing"](title(kind)));
+    return null;
+}
+
+// As the user's own choice, also of a file or run that the page's list does not know yet. False where it did not.
+function choose(node, name, value) {
+    const widget = node.widgets.find((w) => w.name === name), known = widget.options?.values, there = !Array.isArray(known) || known.includes(value);
+    if (!there) widget.options.values = [...known, value];
+    widget.value = value;
+    widget.callback?.(value);
+    refold(node);
+    return there;
+}
+
+// Where the user looks: the canvas without the part that the sidebar covers.
+function middle() {
+    const { ds, canvas } = app.canvas, box = canvas.getBoundingClientRect(), bar = document.querySelector(".loom-runs")?.getBoundingClientRect();
+    let [left, right] = [box.left, box.right];
+    if (bar && bar.left - box.left < box.right - bar.right) left = Math.max(left, Math.min(bar.right, right));
+    else if (bar) right = Math.min(right, Math.max(bar.left, left));
+    return [((left + right) / 2 - box.left) / ds.scale - ds.offset[0], box.height / 2 / ds.scale - ds.offset[1]];
+}
+
+function newLoader() {
+    const node = window.LiteGraph.createNode(LOADERS[0]), [x, y] = middle(), graph = app.canvas.graph ?? root();
+    const place = [Math.round(x - node.size[0] / 2), Math.round(y - node.size[1] / 2)];
+    const taken = () => graph._nodes.some((other) => Math.hypot(other.pos[0] - place[0], other.pos[1] - place[1]) < 15);
+    while (taken()) place.forEach((at, i) => (place[i] = at + 30));
+    node.pos = place;
+    graph.add(node);
+    return node;
+}
+
+export async function useLora(lora) {
+    const chosen = selected().filter((node) => LOADERS.includes(node.comfyClass));
+    const known = await changing(() => (chosen.length ? chosen : [newLoader()]).map((node) => choose(node, "lora_name", lora)));
+    if (known.includes(false)) await (app.reloadNodeDefs ?? app.refreshComboInNodes).call(app);  // a file that is new: other loaders may choose it too
+    say("success", chosen.length ? words().usedIn(lora, chosen.length) : words().added(lora));
+    return true;
+}
+
+export async function resumeRun(name) {
+    const trainer = meant("TrainLoRA");
+    if (!trainer) return false;
+    await changing(() => choose(trainer, "resume", name));
+    say("success", words().resumed(name));
+    return true;
+}
+
+// The LoRAConfig that its settings come from.
+function configOf(trainer) {
+    const id = trainer.inputs?.find((input) => input.name === "config")?.link ?? -1, link = trainer.graph.getLink?.(id) ?? trainer.graph.links[id];
+    const origin = link && trainer.graph.getNodeById(link.origin_id);
+    return origin?.comfyClass === "LoRAConfig" ? origin : meant("LoRAConfig");
+}
+
+export async function repeatRun(name, config) {
+    const trainer = meant("TrainLoRA"), node = trainer && configOf(trainer);
+    if (!node || !(await changing(() => fillConfig(node, config, [trainer])))) return false;
+    say("success", words().repeated(name));
+    return true;
+}
+
+// A run has another name: nodes that show it or go on with it know it under that.
+export function renamedInGraph(from, to) {
+    for (const node of everyNode(root())) {
+        if (node.comfyClass !== "TrainLoRA") continue;
+        if (node.properties?.lora_loom_run === from) node.properties.lora_loom_run = to;
+        if (node.widgets?.find((w) => w.name === "resume")?.value === from) choose(node, "resume", to);
+    }
+}
