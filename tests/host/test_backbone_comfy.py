@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -424,10 +425,13 @@ def shallow(comfy: SimpleNamespace, family: str, v_prediction: bool = False) -> 
         return patcher, clip, comfy.toy.load()[2]
 
 
+heavy = pytest.mark.skipif(not os.environ.get("LORA_LOOM_HEAVY"), reason="takes long, and its like is tested: LORA_LOOM_HEAVY=1 runs it")
+
+
 @pytest.mark.parametrize(("family", "v_prediction", "targets", "algorithm"), [
-    ("sd15", False, "all linear+conv", "lora"), ("sd2", False, "all linear+conv", "lora"), ("sd2", True, "attention", "lora"), ("sdxl", False, "all linear+conv", "lora"),
-    pytest.param("sd15", False, "all linear+conv", "dora", marks=pytest.mark.slow), pytest.param("sdxl", False, "all linear+conv", "dora", marks=pytest.mark.slow),
-    pytest.param("sdxl", True, "attention", "lora", marks=pytest.mark.slow),
+    ("sd15", False, "all linear+conv", "lora"), ("sd2", True, "attention", "lora"), ("sdxl", False, "all linear+conv", "lora"),
+    pytest.param("sd15", False, "all linear+conv", "dora", marks=pytest.mark.slow), pytest.param("sd2", False, "all linear+conv", "lora", marks=heavy),
+    pytest.param("sdxl", False, "all linear+conv", "dora", marks=heavy), pytest.param("sdxl", True, "attention", "lora", marks=heavy),
 ])
 def test_full_width_families(comfy: SimpleNamespace, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture,
                              family: str, v_prediction: bool, targets: str, algorithm: str) -> None:

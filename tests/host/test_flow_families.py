@@ -284,6 +284,8 @@ def test_diffusers_makes_the_same_weights_of_the_file(family, tmp_path: Path) ->
     from diffusers.loaders import lora_pipeline
 
     name, shallow, model = family
+    if name in ("flux", "qwen_image") and not os.environ.get("LORA_LOOM_HEAVY"):
+        pytest.skip("its weights take long to make twice, and SD3's, Lumina 2's and Wan's are tested: LORA_LOOM_HEAVY=1 runs it")
     kind, arguments, pipeline = DIFFUSERS[name]
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
     result = train(open_model(family), dataset, CONFIG.replace(train={"batch_size": 1}), loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")

@@ -31,7 +31,7 @@ oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldes
 KEPT = host.PACK / "artefacts"
 
 
-@pytest.fixture(scope="module", params=["newest", "oldest"])
+@pytest.fixture(scope="module", params=host.PAGES)
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
     path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
     base = tmp_path_factory.mktemp(f"live_{request.param}")

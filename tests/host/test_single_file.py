@@ -32,7 +32,7 @@ def answers(model) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("family", "v_prediction"), [
-    ("sd15", False), ("sd2", True), pytest.param("sd2", False, marks=heavy), pytest.param("sdxl", False, marks=heavy)])
+    ("sd15", False), pytest.param("sd2", True, marks=heavy), pytest.param("sd2", False, marks=heavy), pytest.param("sdxl", False, marks=heavy)])
 def test_a_whole_file(comfy_modules: ModuleType, tmp_path: Path, family: str, v_prediction: bool) -> None:
     import comfy.sd
     from lora_loom.trainer.backbones.comfy import open_model
