@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
 from aiohttp import web
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 from ..trainer.runs import grid
 from . import events
-from .dataset_routes import guarded
+from .answers import PICTURE, guarded, read
 from .runs_routes import find
 
 _KEPT = 16  # drawings that the server remembers
@@ -78,26 +77,14 @@ def one_grid(query: Mapping[str, str]) -> dict[str, Any]:
     return grid.read(find(query.get("name")), query.get("id", ""))
 
 
-def _read(handler: Callable[[Mapping[str, str]], dict[str, Any]]) -> Callable:
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(handler, request.rel_url.query), headers={"Cache-Control": "no-store"})
-
-    return guarded(answer)
-
-
 async def cell(request: web.Request) -> web.Response:
     """?name=run &key= -> the picture as JPEG. The key stands for all it was drawn from, so it is forever the same."""
     query = request.rel_url.query
     data = await asyncio.to_thread(lambda: grid.picture(find(query.get("name")), query.get("key")))
-    return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=31536000, immutable",
-                        "X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"})
+    return web.Response(body=data, content_type="image/jpeg", headers={**PICTURE, "Cache-Control": "private, max-age=31536000, immutable"})
 
 
-def register() -> None:
-    """Adds our routes to ComfyUI's. Without a server (tests) there is nothing to add to."""
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
-    server.routes.get("/lora_loom/grids")(_read(all_grids))
-    server.routes.get("/lora_loom/run/grid")(_read(one_grid))
-    server.routes.get("/lora_loom/run/cell")(guarded(cell))
+def register(routes: web.RouteTableDef) -> None:
+    routes.get("/lora_loom/grids")(read(all_grids))
+    routes.get("/lora_loom/run/grid")(read(one_grid))
+    routes.get("/lora_loom/run/cell")(guarded(cell))

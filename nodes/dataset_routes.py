@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import folder_paths
 from aiohttp import web
@@ -24,7 +22,7 @@ from ..trainer.data.folder import Dataset, fingerprint
 from ..trainer.data.pictures import SUFFIXES, header
 from ..trainer.data.unpack import MAX_FILES, MAX_TOTAL
 from ..trainer.errors import LoomError
-from . import folders
+from . import answers, folders
 
 _MOST_EDITS = 64 * 2**20  # bytes of the request that saves captions
 _PAGE = 1000  # pictures of one page of a listing
@@ -40,32 +38,6 @@ def remember_made(dataset: Dataset) -> None:
     _made.move_to_end(dataset.folder)
     while len(_made) > 8:
         _made.popitem(last=False)
-
-
-def cross_site(request: web.Request) -> bool:
-    """Whether a page of another origin asks: browsers say so, programs say nothing. ComfyUI's own check is off where it allows CORS."""
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site not in ("same-origin", "none")
-    origin = request.headers.get("Origin")
-    hosts = {request.headers[name].lower() for name in ("Host", "X-Forwarded-Host") if request.headers.get(name)}
-    return origin is not None and urlsplit(origin).netloc.lower() not in hosts  # a sandboxed page says "null"
-
-
-def guarded(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """The handler for our own page alone; what it refuses becomes JSON with the reason."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        if cross_site(request):
-            return web.json_response({"error": "the request comes from another site: open ComfyUI's own page"}, status=403)
-        try:
-            return await handler(request)
-        except edits.Changed as error:
-            return web.json_response({"error": str(error), "changed": True}, status=409)
-        except LoomError as error:
-            return web.json_response({"error": str(error)}, status=400)
-
-    return answer
 
 
 async def upload_files(request: web.Request) -> web.Response:
@@ -128,7 +100,7 @@ async def list_dataset(request: web.Request) -> web.Response:
     """?folder= &source= &offset= &limit= &fingerprint= -> {total, fingerprint, save_as, warnings, pictures}; later pages name the first one's fingerprint."""
     query = request.query
     source = _one_of("source", query.get("source", "auto"), SOURCES)
-    offset, limit = _number("offset", query.get("offset", "0"), 0, 10**6), _number("limit", query.get("limit", str(_PAGE)), 1, _PAGE)
+    offset, limit = answers.number(query, "offset", 0, 0, 10**6), answers.number(query, "limit", _PAGE, 1, _PAGE)
     return web.json_response(await asyncio.to_thread(_page, query.get("folder"), source, offset, limit, query.get("fingerprint")))
 
 
@@ -162,7 +134,7 @@ def _row(row: edits.Row) -> dict[str, Any]:
 async def give_thumbnail(request: web.Request) -> web.Response:
     """?folder= &name= &size= (and &v=, the picture's version) -> a small WebP, made beside the server's loop, two at a time."""
     query = request.query
-    side = _number("size", query.get("size", "192"), 1, 10_000)
+    side = answers.number(query, "size", 192, 1, 10_000)
     path = await asyncio.to_thread(lambda: _picture(dataset_folder(query.get("folder")), query.get("name")))
     tag = f'"{await asyncio.to_thread(thumbnails.thumbnail_key, path, side)}"'
     # with a version in the address the picture is forever; without one the page asks whether it still is
@@ -181,7 +153,7 @@ async def give_thumbnail(request: web.Request) -> web.Response:
 
 async def save_captions(request: web.Request) -> web.Response:
     """{folder, source, fingerprint, save_as, captions: {picture: caption}} -> {report, fingerprint}; 409 where the folder has changed since."""
-    given = await _json(request)
+    given = await answers.json_object(request, "folder, fingerprint, save_as and captions", _MOST_EDITS)
     captions = given.get("captions")
     if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
         raise LoomError("captions is missing: it takes an object of picture names and captions")
@@ -201,21 +173,6 @@ def _made_of(name: str | None) -> dict[str, str]:
     folder = dataset_folder(name)
     then, captions = _made.get(folder, ("", {}))
     return captions if captions and fingerprint(folder) == then else {}
-
-
-async def _json(request: web.Request) -> dict[str, Any]:
-    data = bytearray()
-    async for chunk in request.content.iter_any():
-        data += chunk
-        if len(data) > _MOST_EDITS:
-            raise LoomError(f"the request is larger than {_MOST_EDITS / 2**20:.0f} MB: save fewer captions at once")
-    try:
-        given = await asyncio.to_thread(json.loads, bytes(data))
-    except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
-        raise LoomError("the request is no JSON object: it takes folder, fingerprint, save_as and captions")
-    return given
 
 
 def dataset_folder(name: Any) -> Path:
@@ -248,15 +205,9 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _number(name: str, value: str, low: int, high: int) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 10 and low <= int(value) <= high):
-        raise LoomError(f"{name} {value!r} is no whole number from {low} to {high}")
-    return int(value)
-
-
 def register(routes: web.RouteTableDef) -> None:
-    routes.post("/lora_loom/dataset/upload")(guarded(upload_files))
-    routes.get("/lora_loom/dataset")(guarded(list_dataset))
-    routes.get("/lora_loom/dataset/thumbnail")(guarded(give_thumbnail))
-    routes.post("/lora_loom/dataset/captions")(guarded(save_captions))
-    routes.get("/lora_loom/dataset/made")(guarded(made_captions))
+    routes.post("/lora_loom/dataset/upload")(answers.guarded(upload_files))
+    routes.get("/lora_loom/dataset")(answers.guarded(list_dataset))
+    routes.get("/lora_loom/dataset/thumbnail")(answers.guarded(give_thumbnail))
+    routes.post("/lora_loom/dataset/captions")(answers.guarded(save_captions))
+    routes.get("/lora_loom/dataset/made")(answers.guarded(made_captions))

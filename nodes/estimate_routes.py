@@ -15,7 +15,6 @@ from typing import Any
 import comfy.model_management
 import folder_paths
 from aiohttp import web
-from server import PromptServer
 
 from ..trainer import job, presets
 from ..trainer.backbones.comfy_shapes import open_shapes
@@ -27,8 +26,9 @@ from ..trainer.errors import LoomError
 from ..trainer.light import Light
 from ..trainer.validation import divided
 from . import config as lora_config
+from .answers import guarded, json_object
 from .dataset import resolutions
-from .dataset_routes import dataset_folder, guarded
+from .dataset_routes import dataset_folder
 
 _MOST = 100_000  # bytes of a request
 _KINDS = {"checkpoint": "checkpoints", "diffusion_model": "diffusion_models"}
@@ -181,11 +181,7 @@ def _whole(given: dict[str, Any], name: str, default: int) -> int:
     return value
 
 
-def register() -> None:
-    """Adds the route to ComfyUI's. Without a server (tests) there is nothing to add to."""
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
+def register(routes: web.RouteTableDef) -> None:
     turn = asyncio.Lock()  # a model's shapes are asked one thing at a time
     going: set[asyncio.Task] = set()
 
@@ -197,17 +193,7 @@ def register() -> None:
                     await asyncio.to_thread(work)
 
     async def answer(request: web.Request) -> web.Response:
-        data = bytearray()
-        async for chunk in request.content.iter_any():
-            data += chunk
-            if len(data) > _MOST:
-                raise LoomError(f"the request is larger than {_MOST} bytes: give loader, config, train and dataset")
-        try:
-            given = json.loads(bytes(data))
-        except (ValueError, RecursionError):
-            given = None
-        if not isinstance(given, dict):
-            raise LoomError("the request is no JSON object: it takes loader, config, train and dataset")
+        given = await json_object(request, "loader, config, train and dataset", _MOST)
         async with turn:
             found, after = await asyncio.to_thread(estimate, given)
         task = asyncio.get_running_loop().create_task(prepare(after))
@@ -215,4 +201,4 @@ def register() -> None:
         task.add_done_callback(going.discard)
         return web.json_response(found)
 
-    server.routes.post("/lora_loom/estimate")(guarded(answer))
+    routes.post("/lora_loom/estimate")(guarded(answer))

@@ -1,7 +1,7 @@
 """The list of nodes that ComfyUI asks for."""
 from __future__ import annotations
 
-from . import choose_routes, estimate_routes, folders, report_routes, routes, runs_routes
+from . import folders, routes
 from .augment import AugmentDataset
 from .caption import AutoCaption
 from .choose import ChooseCheckpoint
@@ -19,8 +19,4 @@ class LoraLoom(ComfyExtension):
         folders.register()  # not in on_load, which 0.3.64 never calls
         folders.bring_example()
         routes.register()
-        report_routes.register()
-        runs_routes.register()
-        choose_routes.register()
-        estimate_routes.register()
         return [LoadDataset, AugmentDataset, FilterDataset, AutoCaption, LoRAConfig, TrainLoRA, PreviewSample, ChooseCheckpoint, ToyBase]

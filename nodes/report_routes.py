@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
-from server import PromptServer
 
 from ..trainer import presets
 from ..trainer.data.folder import read_dataset
 from ..trainer.data.report import Training, examine
 from ..trainer.errors import LoomError
 from . import folders
-from .dataset_routes import dataset_folder, guarded
+from .answers import guarded
+from .dataset_routes import dataset_folder
 
 # read_dataset's own, as in LoadDataset, and what of the training the report asks for
 _TEXTS = {"caption_source": "auto", "trigger_word": "", "masks": "none"}
@@ -51,11 +51,7 @@ def _values(query: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def register() -> None:
-    """Adds the route to ComfyUI's. Without a server (tests) there is nothing to add to."""
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
+def register(routes: web.RouteTableDef) -> None:
     turn = asyncio.Lock()  # one at a time: each decodes pictures in threads of its own
 
     async def answer(request: web.Request) -> web.Response:
@@ -66,4 +62,4 @@ def register() -> None:
         async with turn:
             return web.json_response(await asyncio.to_thread(report, request.rel_url.query, poll))
 
-    server.routes.get("/lora_loom/report")(guarded(answer))
+    routes.get("/lora_loom/report")(guarded(answer))

@@ -10,14 +10,13 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 from aiohttp import web
 from PIL import Image
-from server import PromptServer
 
 from ..trainer.config import LoomConfig
 from ..trainer.errors import LoomError
@@ -25,8 +24,7 @@ from ..trainer.files import write_whole
 from ..trainer.names import check_name
 from ..trainer.runs import reading, record, saved, store
 from . import folders, live
-from .dataset_routes import guarded
-from .routes import answered
+from .answers import PICTURE, guarded, number, read, write
 
 TRASH = ".trash"  # below the runs' folder; what is in it is no run
 _SIDES = (96, 192, 384, 768)
@@ -73,7 +71,7 @@ def one_run(query: Mapping[str, str]) -> dict[str, Any]:
 
 def curve(query: Mapping[str, str]) -> dict[str, Any]:
     """?name= &points=800 &after=0 -> reading.curve"""
-    return reading.curve(find(query.get("name")), _number(query, "points", 800, 2, reading.MOST_POINTS), _number(query, "after", 0, 0, 10**9))
+    return reading.curve(find(query.get("name")), number(query, "points", 800, 2, reading.MOST_POINTS), number(query, "after", 0, 0, 10**9))
 
 
 def _told(run: Path, now: set[str]) -> dict[str, Any]:
@@ -95,11 +93,11 @@ def _lora_name(file: Any) -> str:
 async def sample(request: web.Request) -> web.Response:
     """?name= &file= &size= -> the picture as PNG, or a small WebP with its larger side `size`."""
     query = request.rel_url.query
-    side = _number(query, "size", 0, 0, max(_SIDES))
+    side = number(query, "size", 0, 0, max(_SIDES))
     data = await asyncio.to_thread(_picture, query.get("name"), query.get("file"), side)
     # a sample is never drawn anew under its name, but a run may be: the page asks again after a while
     return web.Response(body=data, content_type="image/webp" if side else "image/png",
-                        headers={"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"})
+                        headers={**PICTURE, "Cache-Control": "private, max-age=60"})
 
 
 def _picture(name: Any, file: Any, side: int) -> bytes:
@@ -213,52 +211,15 @@ def _idle(name: Any) -> Path:
     return run
 
 
-def _number(query: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
-    text = query.get(name, str(default))
-    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
-        raise LoomError(f"{name} is {text[:80]!r}: it takes a whole number from {low} to {high}")
-    return int(text)
-
-
-def _read(handler: Callable[[Mapping[str, str]], dict[str, Any]]) -> Callable:
-    """A GET: worked out beside the server's loop."""
-
-    async def answer(request: web.Request) -> web.Response:
-        found = await asyncio.to_thread(lambda: json.dumps(handler(request.rel_url.query)))
-        return web.Response(text=found, content_type="application/json", headers={"Cache-Control": "no-store"})
-
-    return guarded(answer)
-
-
-def _write(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable:
-    """A POST of a JSON object."""
-
-    def answer(body: bytes) -> dict[str, Any]:
-        try:
-            given = json.loads(body)
-        except (ValueError, RecursionError):
-            given = None
-        if not isinstance(given, dict):
-            raise LoomError("the request is no JSON object")
-        return handler(given)
-
-    return answered(answer)
-
-
-def register() -> None:
-    """Adds our routes to ComfyUI's. Without a server (tests) there is nothing to add to."""
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
-    routes = server.routes
-    routes.get("/lora_loom/state")(_read(lambda query: {"trainings": live.states()}))
-    routes.get("/lora_loom/runs")(_read(all_runs))
-    routes.get("/lora_loom/run")(_read(one_run))
-    routes.get("/lora_loom/run/curve")(_read(curve))
+def register(routes: web.RouteTableDef) -> None:
+    routes.get("/lora_loom/state")(read(lambda query: {"trainings": live.states()}))
+    routes.get("/lora_loom/runs")(read(all_runs))
+    routes.get("/lora_loom/run")(read(one_run))
+    routes.get("/lora_loom/run/curve")(read(curve))
     routes.get("/lora_loom/run/sample")(guarded(sample))
-    routes.post("/lora_loom/control")(_write(control))
-    routes.post("/lora_loom/run/rename")(_write(rename))
-    routes.post("/lora_loom/run/trash")(_write(trash))
-    routes.post("/lora_loom/run/restore")(_write(restore))
-    routes.post("/lora_loom/run/keep")(_write(keep_checkpoint))
-    routes.post("/lora_loom/trash/empty")(_write(empty_trash))
+    routes.post("/lora_loom/control")(write(control, "run and action"))
+    routes.post("/lora_loom/run/rename")(write(rename, "run and to"))
+    routes.post("/lora_loom/run/trash")(write(trash, "run"))
+    routes.post("/lora_loom/run/restore")(write(restore, "trashed"))
+    routes.post("/lora_loom/run/keep")(write(keep_checkpoint, "run and file"))
+    routes.post("/lora_loom/trash/empty")(write(empty_trash, "nothing, {}"))
