@@ -78,7 +78,7 @@ def test_equal_to_peft_forward_and_backward(model: backbone.DiffusersModel, algo
     names = select(model, config)["lora_unet"]
     plain = copy.deepcopy(model.unet)
     noisy, timesteps, batch = inputs()
-    with adapted(model, config, seed=1) as adapters, model.training("fp32", False, False), torch.enable_grad():
+    with model.training("fp32", False, False), adapted(model, config, seed=1) as adapters, torch.enable_grad():
         fill(adapters)
         assert len(adapters) == len(names) > 5 and {a.key for a in adapters} == set(names.values())
         theirs = reference(plain, names, config, adapters)
@@ -104,7 +104,7 @@ def test_equal_to_peft_in_the_text_encoder(model: backbone.DiffusersModel, algor
     names = select(model, config)["lora_te"]
     assert len(names) == 2 * 6  # two layers: q k v out fc1 fc2
     plain = copy.deepcopy(model.text_encoders[0])
-    with adapted(model, config, seed=1) as adapters, model.training("fp32", True, False), torch.enable_grad():
+    with model.training("fp32", True, False), adapted(model, config, seed=1) as adapters, torch.enable_grad():
         fill(adapters)
         text = [a for a in adapters if a.key.startswith("lora_te_")]
         theirs = reference(plain, names, config, text)
@@ -277,7 +277,7 @@ def test_lycoris_equals_peft(model: backbone.DiffusersModel, algorithm: str, kin
     plain = copy.deepcopy(model.unet)
     inject_adapter_in_model(kind(r=rank, alpha=5.0, target_modules=list(names)), plain)
     noisy, timesteps, batch = inputs()
-    with adapted(model, config, seed=1) as adapters, model.training("fp32", False, False), torch.enable_grad():
+    with model.training("fp32", False, False), adapted(model, config, seed=1) as adapters, torch.enable_grad():
         filled(adapters)
         theirs = {names[own]: m for own, m in plain.named_modules() if own in names}
         for adapter in adapters:
@@ -424,7 +424,7 @@ def _rescaled(adapter: Adapter, x: torch.Tensor) -> torch.Tensor:
 
 def test_dropout_works_though_the_base_is_in_eval_mode(model: backbone.DiffusersModel) -> None:
     noisy, timesteps, batch = inputs()
-    with adapted(model, AdapterConfig(dropout=0.5, rank=4), seed=1) as adapters, model.training("fp32", False, False), torch.no_grad():
+    with model.training("fp32", False, False), adapted(model, AdapterConfig(dropout=0.5, rank=4), seed=1) as adapters, torch.no_grad():
         fill(adapters)
         outs = []
         for seed in (0, 0, 1):

@@ -86,7 +86,8 @@ def test_comfy_api_has_one_door(path):
 
 
 # What each part of the trainer may import of the trainer; the arrows of the design, from top to bottom.
-BOTTOM = ("trainer.errors", "trainer.files", "trainer.names", "trainer.devices", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families")
+BOTTOM = ("trainer.errors", "trainer.files", "trainer.names", "trainer.devices", "trainer.config", "trainer.hooks", "trainer.backbones.protocol", "trainer.backbones.families",
+          "trainer.layers")
 MIDDLE = ("trainer.loss", "trainer.optim", "trainer.adapters", "trainer.runs", "trainer.data")
 ARROWS = {
     "trainer/errors.py": (),
@@ -95,6 +96,7 @@ ARROWS = {
     "trainer/names.py": ("trainer.errors",),
     "trainer/devices.py": ("trainer.errors",),
     "trainer/hooks.py": (),
+    "trainer/layers/": ("trainer.layers",),
     "trainer/loss.py": BOTTOM,
     "trainer/optim.py": (*BOTTOM, "trainer.adapters"),
     "trainer/adapters.py": (*BOTTOM, "trainer.adapter_kinds", "trainer.adapter_layers"),
@@ -118,7 +120,7 @@ ARROWS = {
     "trainer/yaml_config.py": (*BOTTOM, "trainer.presets", "trainer.yaml_text", "trainer.yaml_values", "trainer.data.augment"),
     "trainer/yaml_text.py": ("trainer.errors",),
     "trainer/yaml_values.py": (*BOTTOM, "trainer.presets", "trainer.data.captions", "trainer.data.masks"),
-    "trainer/backbones/protocol.py": ("trainer.backbones.families", "trainer.errors"),
+    "trainer/backbones/protocol.py": ("trainer.backbones.families", "trainer.errors", "trainer.layers.frozen"),
     "trainer/backbones/families.py": (),
     "trainer/backbones/": (*BOTTOM, "trainer.backbones", "trainer.toy.arch", "trainer.toy.tokens"),
 }
@@ -140,7 +142,8 @@ def test_job_and_loop_are_handed_their_backbone(name):
     path = ROOT / name
     if not path.exists():
         pytest.skip(f"{name} does not exist yet")
-    known = ("trainer.backbones.protocol", "trainer.backbones.families")
+    known = ("trainer.backbones.protocol", "trainer.backbones.families",
+          "trainer.layers")
     assert offences(inside(path), lambda n: under(n, "trainer.backbones") and not under(n, *known)) == []
 
 

@@ -276,9 +276,9 @@ class Small(backbone.DiffusersModel):
 
     room, calls, tight, checkpointing = 1.0, 0, 0, False
 
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (), offload: bool = False):
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, *rest: object, **more: object):
         self.checkpointing = checkpointing
-        return super().training(precision, text_encoders, checkpointing, largest, offload)
+        return super().training(precision, text_encoders, checkpointing, *rest, **more)
 
     def predict(self, noisy: torch.Tensor, *rest: object) -> torch.Tensor:
         self.calls += noisy.shape[-1] == 8  # smaller ones ask how much memory a step will take

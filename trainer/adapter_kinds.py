@@ -22,6 +22,8 @@ from .adapter_layers import (
     Dora,
     DoraConv2d,
     DoraLinear,
+    FusedConv2d,
+    FusedLinear,
     HadamardConv2d,
     HadamardLinear,
     KroneckerConv2d,
@@ -59,8 +61,12 @@ def _lora_prepare(layer: BaseTunerLayer, config: AdapterConfig, fetch: Fetch) ->
         layer.lora_dropout[NAME] = ModuleDropout(config.dropout, config.module_dropout)
     for dropout in layer.lora_dropout.values():
         dropout.train()
-    if config.algorithm == "dora":
-        layer.__class__ = DoraConv2d if isinstance(layer, lora.Conv2d) else DoraLinear
+    dora = config.algorithm == "dora"
+    if isinstance(layer, lora.Conv2d):
+        layer.__class__ = DoraConv2d if dora else FusedConv2d
+    else:
+        layer.__class__ = DoraLinear if dora else FusedLinear
+    if dora:
         layer.begin(fetch)
 
 

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .backbones.protocol import Fetch
 from .config import AdapterConfig
+from .layers.low_rank import fusible, low_rank
 
 NAME = "default"  # of the one adapter that PEFT's layers hold
 
@@ -42,6 +43,25 @@ class ModuleDropout(torch.nn.Dropout):
         if self.training and self.module and torch.rand(1).item() < self.module:
             return torch.zeros_like(x)
         return super().forward(x)
+
+
+class Fused:
+    """PEFT's layer, as one function with its base layer where that covers it: no dropout, and a base whose weight is on demand."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        dropout = self.lora_dropout[NAME]
+        dropping = not isinstance(dropout, torch.nn.Identity) and dropout.training
+        if args or kwargs or dropping or self.disable_adapters or not fusible(self.base_layer):
+            return super().forward(x, *args, **kwargs)
+        return low_rank(x, self.base_layer, self.lora_A[NAME].weight, self.lora_B[NAME].weight, self.scaling[NAME])
+
+
+class FusedLinear(Fused, lora.Linear):
+    pass
+
+
+class FusedConv2d(Fused, lora.Conv2d):
+    pass
 
 
 class Dora:

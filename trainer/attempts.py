@@ -58,7 +58,8 @@ class Attempts:
             try:
                 # a host brings its model in as it is, before there is anything of ours in its tree
                 with self.model.training(self.config.train.precision, self.config.adapter.train_text_encoder, fitting.checkpointing,
-                                         largest=self._largest(fitting), offload=fitting.offload), \
+                                         largest=self._largest(fitting), offload=fitting.offload,
+                                         plain=self.config.train.plain_layers), \
                         adapted(self.model, self.config.adapter, self.config.train.seed) as adapters:
                     fitting = self._attempt(adapters, fitting)
             except LoomError as error:

@@ -208,6 +208,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     precision: str = "auto"
     gradient_checkpointing: bool = False
+    plain_layers: bool = False  # torch's and PEFT's own layers, which are slower and keep more: to compare with
     seed: int = 0
     validation_steps: int = 0  # validation loss every so many steps; 0 switches it off
     validation_split: float = 0.1  # the share of pictures held out for it; 0: on the training pictures

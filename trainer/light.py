@@ -32,12 +32,14 @@ class Asked:
     dropout: bool
     preservation: bool
     checkpointing: bool
+    plain: bool
     size: tuple[int, int]  # of the latents, in cells
 
     @classmethod
     def of(cls, config: LoomConfig, cells: tuple[int, int], checkpointing: bool) -> Asked:
         a = config.adapter
-        return cls(a.algorithm, a.target_modules or (a.targets,), a.train_text_encoder, a.dropout > 0, config.loss.preservation > 0, checkpointing, cells)
+        return cls(a.algorithm, a.target_modules or (a.targets,), a.train_text_encoder, a.dropout > 0, config.loss.preservation > 0, checkpointing,
+                   config.train.plain_layers, cells)
 
 
 class Light:
@@ -95,7 +97,7 @@ class Light:
     def _ask(self, config: LoomConfig, cells: tuple[int, int], checkpointing: bool) -> int:
         """Bytes that one picture's step holds at most. No random number is drawn that others would miss."""
         model, adapter = self.model, replace(config.adapter, module_dropout=0.0)
-        with model.training(config.train.precision, adapter.train_text_encoder, checkpointing):
+        with model.training(config.train.precision, adapter.train_text_encoder, checkpointing, plain=config.train.plain_layers):
             with torch.device("meta"):
                 own = adapted(model, adapter, 0)
                 found = own.__enter__()

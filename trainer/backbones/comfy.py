@@ -21,8 +21,8 @@ import torch
 import torch.utils.checkpoint
 
 from ..errors import LoomError
+from ..layers.on_demand import replaced_forward, weights_on_demand
 from .families import FAMILIES, Family
-from .frozen import replaced_forward, weights_on_demand
 from .identity import digest, parts_in
 from .protocol import Batch, Conditioning, Weights, is_linear, join_contexts
 
@@ -301,7 +301,7 @@ class ComfyModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
-                 offload: bool = False) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False) -> Iterator[None]:
         manage = comfy.model_management
         if precision == "auto":
             precision = "bf16" if manage.should_use_bf16(self.device) and self.device.type != "cpu" else "fp32"
@@ -317,7 +317,7 @@ class ComfyModel:
                 manage.in_training = True
             for prefix, root in self.modules(text_encoders).items():
                 stack.enter_context(known_as_linear(root))
-                stack.enter_context(weights_on_demand(root, fetch, inplace_inputs=prefix != "lora_unet"))
+                stack.enter_context(weights_on_demand(root, fetch, inplace_inputs=prefix != "lora_unet", plain=plain))
             if checkpointing:
                 for block in self.unet.modules():
                     if type(block).__name__ in self.family.checkpointed:

@@ -26,11 +26,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import LoomError
+from ..layers.frozen import RMSNorm
+from ..layers.on_demand import replaced_forward, weights_on_demand
 from . import comfy_toy
 from .comfy import _TEXT_ENCODERS, ComfyModel, checkpointed, detect
 from .comfy_flow import ComfyFlow, family_of
 from .families import Family
-from .frozen import _RMSNorm, replaced_forward, weights_on_demand
 from .protocol import Batch, Conditioning, Weights
 
 META = torch.device("meta")
@@ -200,10 +201,11 @@ class Shapes(ComfyModel):
         return self._held, None
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (), offload: bool = False) -> Iterator[None]:
+    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (), offload: bool = False,
+                 plain: bool = False) -> Iterator[None]:
         with ExitStack() as stack:
             for prefix, root in self.modules(text_encoders).items():
-                stack.enter_context(weights_on_demand(root, self.fetch, inplace_inputs=prefix != "lora_unet"))
+                stack.enter_context(weights_on_demand(root, self.fetch, inplace_inputs=prefix != "lora_unet", plain=plain))
             for block in self.unet.modules() if checkpointing else ():
                 if type(block).__name__ in self.family.checkpointed:
                     # the random numbers of this process are somebody else's
@@ -299,7 +301,7 @@ def _rope(x: torch.Tensor, freqs: torch.Tensor, scale: torch.Tensor | None = Non
     """Turned as in training, after its norm where there is a scale for it."""
     if scale is not None:
         layer = SimpleNamespace(weight=scale, normalized_shape=tuple(scale.shape), eps=eps)
-        x = _RMSNorm.apply(x, layer, lambda layer, like: nullcontext((layer.weight.to(like.dtype), None)))
+        x = RMSNorm.apply(x, layer, lambda layer, like: nullcontext((layer.weight.to(like.dtype), None)))
     return comfy.ldm.flux.math._apply_rope1(x, freqs)
 
 

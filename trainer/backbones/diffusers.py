@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from diffusers import EulerDiscreteScheduler
 
 from ..devices import best_device, free_memory
 from ..errors import LoomError
+from ..layers.on_demand import weights_on_demand
 from .diffusers_load import Parts, folder_tokenizers, load_parts
 from .families import FAMILIES
 from .identity import digest
@@ -131,7 +132,7 @@ class DiffusersModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
-                 offload: bool = False) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False) -> Iterator[None]:
         self._dtype = _DTYPES[resolve(precision, str(self.device))]
         for part in self.modules(text_encoders).values():
             # adapters keep their fp32 masters: only the frozen weights follow the compute dtype
@@ -143,7 +144,10 @@ class DiffusersModel:
             self.unet.enable_gradient_checkpointing()
             self.unet.train()  # diffusers checkpoints in train mode alone; these networks have no dropout of their own
         try:
-            yield
+            with ExitStack() as stack:
+                for part in self.modules(text_encoders).values():
+                    stack.enter_context(weights_on_demand(part, self.fetch, plain=plain))
+                yield
         finally:
             if checkpointing:
                 self.unet.disable_gradient_checkpointing()

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
+from ..layers.frozen import Fetch, Weights
 from .families import Family
 
-Weights = tuple[torch.Tensor | None, torch.Tensor | None]  # a layer's weight and bias
-Fetch = Callable[[torch.nn.Module, torch.Tensor], AbstractContextManager[Weights]]
+__all__ = ["Batch", "Conditioning", "Fetch", "TextEncoder", "TrainableModel", "Weights", "is_linear", "join_contexts"]
 
 
 @dataclass
@@ -92,9 +92,10 @@ class TrainableModel(Protocol):
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""
 
     def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
-                 offload: bool = False) -> AbstractContextManager[None]:
+                 offload: bool = False, plain: bool = False) -> AbstractContextManager[None]:
         """Everything that is changed for a run, undone on every way out; entered before there are adapters. `largest` is the
-        shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it; offload: they keep the base off the device."""
+        shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it; offload: they keep the base off the device;
+        plain: see layers/on_demand.py."""
 
     def memory(self) -> tuple[int, int | None]:
         """(bytes of the base model on `device`, bytes free there beside it; None where nobody knows), inside `training`."""

@@ -17,8 +17,8 @@ from ..files import write_whole
 FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
 # What may change between a run's start and its resumption: how long it goes on, and what is written when.
-FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("output", None), ("samples", None),
-        ("data", "cache")}
+FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("train", "plain_layers"), ("output", None),
+        ("samples", None), ("data", "cache")}
 
 
 def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:

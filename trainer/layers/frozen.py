@@ -5,21 +5,23 @@ Works wherever the weight lives (resident, offloaded, paged, quantized) as long 
 """
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 
-from .protocol import Fetch
+from . import conv
+
+Weights = tuple[torch.Tensor | None, torch.Tensor | None]  # a layer's weight and bias
+Fetch = Callable[[torch.nn.Module, torch.Tensor], AbstractContextManager[Weights]]
 
 
 def _wide(t: torch.Tensor) -> torch.Tensor:
     return t.float() if t.dtype.itemsize < 4 else t
 
 
-def _own(y: torch.Tensor) -> torch.Tensor:
+def own(y: torch.Tensor) -> torch.Tensor:
     """`y` as no view: what a Function returns as one may not be changed in place, which ComfyUI's blocks do."""
     return torch.ops.aten._unsafe_view(y._base, y.shape) if y._is_view() and y._base.numel() == y.numel() and y.is_contiguous() else y
 
@@ -29,7 +31,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, layer, fetch):
         ctx.layer, ctx.fetch = layer, fetch
         with fetch(layer, x) as (weight, bias):
-            return _own(F.linear(x, weight, bias))
+            return own(F.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx, grad):
@@ -42,13 +44,12 @@ class _Conv2d(torch.autograd.Function):
     def forward(ctx, x, layer, fetch):
         ctx.layer, ctx.fetch, ctx.shape = layer, fetch, x.shape
         with fetch(layer, x) as (weight, bias):
-            return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+            return conv.conv2d(layer, x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
-        m = ctx.layer
-        with ctx.fetch(m, grad) as (weight, _):
-            return torch.nn.grad.conv2d_input(ctx.shape, weight, grad, m.stride, m.padding, m.dilation, m.groups), None, None
+        with ctx.fetch(ctx.layer, grad) as (weight, _):
+            return conv.conv2d_input(ctx.layer, ctx.shape, weight, grad), None, None
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -108,7 +109,7 @@ class _PlainLayerNorm(torch.autograd.Function):
         return (_wide(rstd) * inner).to(grad.dtype), None, None
 
 
-class _RMSNorm(torch.autograd.Function):
+class RMSNorm(torch.autograd.Function):
     """y = x·r·w with r = 1/sqrt(mean(x²) + eps) (Zhang & Sennrich 2019, arXiv:1910.07467); keeps x alone."""
 
     @staticmethod
@@ -141,74 +142,5 @@ def function_for(layer: torch.nn.Module) -> type[torch.autograd.Function] | None
     if isinstance(layer, torch.nn.LayerNorm):
         return _LayerNorm if layer.elementwise_affine else _PlainLayerNorm
     if isinstance(layer, torch.nn.RMSNorm):
-        return _RMSNorm
+        return RMSNorm
     return None
-
-
-@contextmanager
-def replaced_forward(module: torch.nn.Module, forward: Callable) -> Iterator[None]:
-    """`module.forward` is `forward(module, …)` inside, and exactly what it was outside."""
-    had, before = "forward" in module.__dict__, module.__dict__.get("forward")
-    module.forward = types.MethodType(forward, module)
-    try:
-        yield
-    finally:
-        if had:
-            module.forward = before
-        else:
-            del module.forward
-
-
-def _replaced(layer: torch.nn.Module) -> bool:
-    """Whether somebody else's `forward` stands in for the layer's own. Some put the layer's own back as an attribute."""
-    forward = layer.__dict__.get("forward")
-    own = getattr(forward, "__self__", None) is layer and getattr(forward, "__func__", None) is type(layer).forward
-    return forward is not None and not own
-
-
-@torch.inference_mode()  # outside it the flag of an inference tensor cannot be set again
-def _ask_for_gradients(parameters: list[torch.nn.Parameter], wanted: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad = wanted
-
-
-@contextmanager
-def _usable(module: torch.nn.Module) -> Iterator[None]:
-    """Parameters and buffers that a module uses by itself, seen through normal tensors on the same storage: autograd refuses to keep inference tensors."""
-    before = {(store, name): value for store in ("_parameters", "_buffers") for name, value in getattr(module, store).items()
-              if value is not None and value.is_inference()}
-    for (store, name), value in before.items():
-        plain = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
-        getattr(module, store)[name] = torch.nn.Parameter(plain, requires_grad=False) if store == "_parameters" else plain
-    try:
-        yield
-    finally:
-        for (store, name), value in before.items():
-            getattr(module, store)[name] = value
-
-
-@contextmanager
-def weights_on_demand(root: torch.nn.Module, fetch: Fetch, inplace_inputs: bool = False) -> Iterator[None]:
-    """Inside, every layer below `root` that can runs as its frozen function, and no weight asks for a gradient.
-
-    To be entered before adapters are in the tree. A layer whose `forward` somebody has replaced already (another pack's
-    hook) is left to them.
-    """
-    with ExitStack() as stack:
-        asking = [p for p in root.parameters() if p.requires_grad]
-        stack.callback(_ask_for_gradients, asking, True)
-        _ask_for_gradients(asking, False)
-        for layer in root.modules():
-            function = function_for(layer)
-            if function is None or _replaced(layer):
-                stack.enter_context(_usable(layer))
-                continue
-
-            def forward(self, x, *, function=function):
-                return function.apply(x, self, fetch)
-
-            stack.enter_context(replaced_forward(layer, forward))
-            if inplace_inputs and isinstance(layer, torch.nn.LayerNorm):
-                layer.loom_inplace_input = True
-                stack.callback(layer.__dict__.pop, "loom_inplace_input", None)
-        yield
