@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,6 +22,15 @@ class Base:
     model: object
     clip: object
     vae: object
+    source: str  # what diffusers loads it from
+
+    @cached_property
+    def in_diffusers(self) -> torch.nn.Module:
+        """The UNet a second time, as diffusers' own."""
+        from lora_loom.trainer.backbones.diffusers_load import load_parts
+
+        with torch.inference_mode(False):
+            return load_parts(self.source, torch.float32).unet
 
 
 def start_comfyui(folder: Path) -> str:
@@ -106,7 +116,7 @@ def load_sd15(folder: Path) -> Base:
 
     path = folder / "random_sd15.safetensors"
     write_random(path, "sd15")
-    return Base("SD1.5 (random weights)", *comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3])
+    return Base("SD1.5 (random weights)", *comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3], str(path))
 
 
 def load_toy() -> Base:
@@ -115,4 +125,4 @@ def load_toy() -> Base:
     model, clip, vae = comfy_toy.load()
     # ComfyUI's trainer loads its own copy of the model: every loader node registers how.
     model.cached_patcher_init = (lambda disable_dynamic=False: comfy_toy.load()[0], ())
-    return Base("toy base", model, clip, vae)
+    return Base("toy base", model, clip, vae, "toy_base")

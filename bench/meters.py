@@ -44,7 +44,8 @@ class Weights:
     def __init__(self, base: Base) -> None:
         self.root = base.model.model.diffusion_model
         self.before = self._state()
-        self.own = {p.untyped_storage().data_ptr() for p in self.root.parameters()}
+        theirs = base.in_diffusers.parameters() if "in_diffusers" in base.__dict__ else ()
+        self.own = {p.untyped_storage().data_ptr() for p in (*self.root.parameters(), *theirs)}
         self.heads: dict[tuple, list[torch.Tensor]] = {}
         for p in (p for p in self.root.parameters() if p.numel() >= SMALL):
             self.heads.setdefault(tuple(p.shape), []).append(self._head(p))
@@ -72,6 +73,28 @@ class Weights:
                 if any(torch.allclose(head, own, rtol=1e-2, atol=1e-4) for own in self.heads[tuple(thing.shape)]):
                     found[storage.data_ptr()] = storage.nbytes()
         return sum(found.values())
+
+
+class Saved:
+    """`bytes` of what autograd keeps for backward from what is computed inside: storages, each counted once, without weights. What checkpointing
+    computes again is not counted, only what it keeps for that."""
+
+    def __enter__(self) -> Saved:
+        self._storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t)
+        self._hooks.__enter__()
+        return self
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage.data_ptr()] = storage
+        return tensor
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.__exit__()
+        weights = {t.untyped_storage().data_ptr() for t in gc.get_objects() if issubclass(type(t), torch.nn.Parameter)}
+        self.bytes = sum(storage.nbytes() for pointer, storage in self._storages.items() if pointer not in weights)
+        self._storages.clear()
 
 
 class Peak:
@@ -111,6 +134,7 @@ class Meter:
     peaks: list[int] = field(default_factory=list)  # bytes above what was resident when the case began, from encoded pictures on
     copied: list[int] = field(default_factory=list)
     trained: int = 0
+    saved: int = 0  # bytes for backward, of one step
 
     def tick(self, done: int) -> None:
         now = time.perf_counter()

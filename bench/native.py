@@ -13,113 +13,36 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from bases import Base, load_sd15, load_toy, start_comfyui
-from meters import Meter, Weights, tidy
+from cases import CASES, Run, encoded
+from meters import Meter, Saved, Weights, tidy
 from report import heading, table, write
 
 PICTURES = 4  # for the timing: every case trains on the same ones
 TIMESTEPS = range(50, 1000, 100)  # of the held-out error, of 1000
 
 
-@dataclass(frozen=True)
-class Run:
-    """What both trainers are told. Everything else stays at the trainer's own default, but for fp32 and batch 1."""
-
-    folder: Path  # pictures with captions
-    size: int
-    rank: int
-    steps: int
-    rate: float
-    seed: int
-
-
-Tick = Callable[[int], None]  # called with 0 when the pictures are encoded, then with the number of each finished step
-Trainer = Callable[[Base, Run, Tick], dict[str, torch.Tensor]]
 Errors = dict[str, dict[float, list[float]]]  # {case: {learning rate: one error a seed}}
-
-
-def native(bypass: bool, base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
-    """TrainLoraNode with its own defaults, on pictures encoded as VAEEncode and CLIPTextEncode do it."""
-    from comfy_extras import nodes_train
-
-    latents, positive = encoded(base, run.folder, run.size)
-
-    class Ticks:  # ComfyUI's own progress bar leaves out steps
-        def __init__(self, total: int) -> None:
-            self.done = 0
-
-        def update(self, value: int) -> None:
-            self.done += value
-            tick(self.done)
-
-    given = dict(
-        model=base.model, batch_size=1, grad_accumulation_steps=1, steps=run.steps, learning_rate=run.rate, rank=run.rank, optimizer="AdamW",
-        loss_function="MSE", seed=run.seed, training_dtype="fp32", lora_dtype="fp32", quantized_backward=False, algorithm="LoRA",
-        gradient_checkpointing=True, checkpoint_depth=1, offloading=False, existing_lora="[None]", bucket_mode=False, bypass_mode=bypass)
-    tick(0)
-    torch.manual_seed(run.seed)  # the node draws its adapters and timesteps from the global generator, which it does not seed
-    before, nodes_train.ProgressBar = nodes_train.ProgressBar, Ticks
-    try:
-        output = nodes_train.TrainLoraNode.execute(
-            latents=[{"samples": z[None]} for z in latents], positive=positive, **{name: [value] for name, value in given.items()})
-    finally:
-        nodes_train.ProgressBar = before
-    return output.args[0]
-
-
-def ours(targets: str, base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
-    """What the node TrainLoRA runs, with LoRAConfig's defaults but for rank, targets and fp32."""
-    from lora_loom.trainer import job
-    from lora_loom.trainer.backbones.comfy import open_model
-    from lora_loom.trainer.config import LoomConfig
-    from lora_loom.trainer.data.folder import read_dataset
-
-    config = LoomConfig().replace(
-        adapter={"rank": run.rank, "alpha": float(run.rank), "targets": targets}, optim={"learning_rate": run.rate},
-        train={"steps": run.steps, "batch_size": 1, "precision": "fp32", "seed": run.seed}, output={"name": "bench", "save_dtype": "fp32"})
-
-    def progress(now: job.Progress) -> None:
-        if now.phase == "train":
-            tick(now.step)
-        elif now.step == now.total:
-            tick(0)
-
-    dataset = read_dataset(run.folder, resolution=run.size, min_size=0)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        return job.train(open_model(base.model, base.clip, base.vae), dataset, config, loras_folder=out / "loras", runs_folder=out / "runs",
-                         hooks=job.Hooks(progress=progress)).lora
-
-
-CASES: dict[str, tuple[str, Trainer]] = {
-    "default": ("TrainLoraNode, defaults", partial(native, False)),
-    "bypass": ("TrainLoraNode, bypass_mode", partial(native, True)),
-    "attention": ("LoRA Loom, attention", partial(ours, "attention")),
-    "everything": ("LoRA Loom, all linear+conv", partial(ours, "all linear+conv")),
-}
-
-
-def encoded(base: Base, folder: Path, size: int) -> tuple[list[torch.Tensor], list]:
-    """(latents as VAEEncode gives them, CONDITIONING as CLIPTextEncode gives it), one a picture."""
-    from lora_loom.trainer.data.buckets import fit, to_tensor
-    from lora_loom.trainer.data.folder import open_picture, read_dataset
-
-    pictures = read_dataset(folder, resolution=size, min_size=0).pictures
-    pixels = torch.stack([to_tensor(fit(open_picture(p.path), (size, size))[0]) for p in pictures])
-    latents = torch.cat([base.vae.encode(part.movedim(1, -1)) for part in pixels.split(4)])
-    return list(latents), [base.clip.encode_from_tokens_scheduled(base.clip.tokenize(p.caption)) for p in pictures]
+LEARNERS = ("default", "attention", "everything")  # the others compute what one of these does
 
 
 def measure(base: Base, run: Run, rounds: int, chosen: list[str], say: Callable[[str], None]) -> dict[str, Meter]:
     """`rounds` times every case, the order turned by one each round, so that no case always follows the same one."""
     tidy()
+    if "diffusers" in chosen:
+        _ = base.in_diffusers  # its own loading is nobody's time
     weights = Weights(base)
     meters = {case: Meter(weights) for case in chosen}
+    for case, meter in meters.items():
+        with Saved() as saved:
+            CASES[case][1](base, replace(run, steps=1), lambda done: None)
+        meter.saved = saved.bytes
+        say(f"{case:10} keeps {saved.bytes / 2**20:.0f} MiB for backward")
     for number in range(rounds):
         turn = number % len(chosen)
         for case in chosen[turn:] + chosen[:turn]:
@@ -205,11 +128,14 @@ def learn(folder: Path, chosen: list[str], rates: list[float], seeds: int, steps
 def timing_table(meters: dict[str, Meter]) -> str:
     first = next(iter(meters))
     reference = statistics.median(meters[first].seconds)
-    rows = [["case", "s/step: median (min–max)", f"times as fast as {CASES[first][0]}", "set-up and first step, s", "peak memory above the start, MiB",
+    rival = statistics.median(meters["diffusers"].seconds) if "diffusers" in meters else None
+    rows = [["case", "s/step: median (min–max)", f"times as fast as {CASES[first][0]}", "times as fast as diffusers + PEFT",
+             "kept for backward, MiB", "set-up and first step, s", "peak memory above the start, MiB",
              "base weights held twice, MiB", "trained values, millions"]]
     for case, m in meters.items():
         middle = statistics.median(m.seconds)
         rows.append([CASES[case][0], f"{middle:.3f} ({min(m.seconds):.3f}–{max(m.seconds):.3f})", f"{reference / middle:.2f}",
+                     f"{rival / middle:.2f}" if rival else "", f"{m.saved / 2**20:.0f}",
                      f"{statistics.median(m.setup):.1f}", f"{max(m.peaks) / 2**20:.0f}", f"{max(m.copied) / 2**20:.0f}", f"{m.trained / 1e6:.2f}"])
     return table(*rows)
 
@@ -255,7 +181,7 @@ def timing(given: argparse.Namespace, cases: list[str], folder: Path, say: Calla
 
 
 def learning(given: argparse.Namespace, cases: list[str], folder: Path, say: Callable[[str], None]) -> list[str]:
-    learners = [c for c in cases if c != "bypass" or "bypass" in given.only]  # it computes what the default does
+    learners = [c for c in cases if c in LEARNERS or c in given.only]
     before, found = learn(folder, learners, given.rates, given.seeds, given.error_steps, say)
     return [f"**Held-out epsilon error**, toy base, {given.error_steps} steps on twenty stars, batch 1, fp32, rank 16, median over seeds: {given.seeds}",
             error_table(before, found, given.rates)]

@@ -11,12 +11,17 @@ from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.protocol import Batch, Conditioning
 from lora_loom.trainer.config import AdapterConfig, LossConfig
-from lora_loom.trainer.layers import conv, pointwise
+from lora_loom.trainer.layers import conv, pointwise, recipes
 from lora_loom.trainer.layers.low_rank import fusible, low_rank
 from lora_loom.trainer.layers.on_demand import CHEAP, weights_on_demand
 from lora_loom.trainer.layers.recipes import Recipe, note, recipe
 from lora_loom.trainer.objective import Objective
 from peft import LoraConfig, inject_adapter_in_model
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "SMALL", 0)
 
 
 @contextmanager
@@ -197,11 +202,22 @@ def test_a_recipe_is_for_the_tensor_as_it_was() -> None:
     x = torch.randn(4, requires_grad=True)
     y = x * 2
     note(y, Recipe((x,), lambda kept: kept * 2))
-    assert recipe(y).tensors == (x,)
+    assert recipe(y).tensors[0] is x
     y += 1
-    assert recipe(y).tensors == (y,)
+    assert recipe(y).tensors[0] is y
     with torch.no_grad():
         assert not hasattr(note(x * 2, Recipe((x,), lambda kept: kept * 2)), "loom_recipe")  # nobody will ask, and x would be held
+
+
+def test_small_tensors_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "SMALL", 100)
+    x = torch.randn(9, 10, requires_grad=True)
+    out = pointwise.silu(x)
+    assert type(out.grad_fn).__name__ == "SiluBackward0" and recipe(out).tensors[0] is out
+    noted = note(x * 2, Recipe((x,), lambda kept: kept * 2))
+    assert recipe(noted).tensors[0] is noted
+    large = torch.randn(10, 10, requires_grad=True)
+    assert recipe(pointwise.silu(large)).tensors[0].data_ptr() == large.data_ptr()
 
 
 class GEGLU(torch.nn.Module):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 
 import comfy.ldm.modules.attention
@@ -35,9 +35,17 @@ _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).pa
 _TEXT_ENCODERS = {"toy": ("clip_l",), "sd15": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 
 
-@contextmanager
-def fetch(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
+def fetch(layer: torch.nn.Module, like: torch.Tensor) -> AbstractContextManager[Weights]:
     """(weight, bias) as ComfyUI would use them now: paged in, dequantized, with stacked LoRAs, in `like`'s dtype."""
+    weight = getattr(layer, "weight", None)
+    if weight is None or getattr(layer, "comfy_cast_weights", True) or layer.weight_function or layer.bias_function \
+            or isinstance(weight, QuantizedTensor) or weight.dtype != like.dtype or weight.device != like.device:
+        return _cast(layer, like)
+    return nullcontext((weight, getattr(layer, "bias", None)))  # ComfyUI's layer would take them as they lie
+
+
+@contextmanager
+def _cast(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
     if getattr(layer, "weight", None) is None:
         yield None, None
         return

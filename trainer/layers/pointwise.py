@@ -4,7 +4,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .recipes import Recipe, note, recipe
+from . import recipes
+from .recipes import Recipe
 
 
 class _Silu(torch.autograd.Function):
@@ -57,16 +58,22 @@ def _geglu(halves: torch.Tensor) -> torch.Tensor:
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    source = recipe(x)
-    return note(_Silu.apply(x, source), Recipe(source.tensors, lambda *kept: F.silu(source.make(*kept))))
+    if x.numel() < recipes.SMALL:
+        return F.silu(x)
+    source = recipes.recipe(x)
+    return recipes.note(_Silu.apply(x, source), Recipe(source.tensors, lambda *kept: F.silu(source.make(*kept))))
 
 
 def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
-    source = recipe(x)
-    return note(_Gelu.apply(x, source, approximate), Recipe(source.tensors, lambda *kept: F.gelu(source.make(*kept), approximate=approximate)))
+    if x.numel() < recipes.SMALL:
+        return F.gelu(x, approximate=approximate)
+    source = recipes.recipe(x)
+    return recipes.note(_Gelu.apply(x, source, approximate), Recipe(source.tensors, lambda *kept: F.gelu(source.make(*kept), approximate=approximate)))
 
 
 def geglu(halves: torch.Tensor, source: Recipe | None = None) -> torch.Tensor:
     """(…, 2n) -> (…, n). source: what makes the halves, where that is known better than they tell."""
-    source = source or recipe(halves)
-    return note(_Geglu.apply(halves, source), Recipe(source.tensors, lambda *kept: _geglu(source.make(*kept))))
+    if halves.numel() < recipes.SMALL:
+        return _geglu(halves)
+    source = source or recipes.recipe(halves)
+    return recipes.note(_Geglu.apply(halves, source), Recipe(source.tensors, lambda *kept: _geglu(source.make(*kept))))
