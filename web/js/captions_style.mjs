@@ -105,7 +105,7 @@ export const STYLE = `
     @media (max-height: 34rem) { .card { height: 13rem; } .card .picture { height: 6.6rem; } .card .caption { -webkit-line-clamp: 3; } .card textarea { --top: 6.4rem; } }
     @media (prefers-reduced-motion: no-preference) { .mark, .look { transition: opacity .1s; } }`;
 
-export const NODE_STYLE = `
+const NODE_STYLE = `
     .lora-loom-zone, .lora-loom-strip { ${THEME}
         font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; }
     .lora-loom-zone [hidden], .lora-loom-strip [hidden] { display: none !important; }

@@ -1,5 +1,5 @@
 // What the upload and the caption editor say, in the page's language.
-import { setting } from "./settings.mjs";
+import { chinese } from "./settings.mjs";
 
 const WORDS = {
     en: {
@@ -44,4 +44,4 @@ const WORDS = {
     },
 };
 
-export const words = () => WORDS[String(setting("Comfy.Locale") ?? "en").startsWith("zh") ? "zh" : "en"];
+export const words = () => WORDS[chinese() ? "zh" : "en"];

@@ -1,7 +1,8 @@
 // A strip that says what a run will take: parameters, the file's size, and a bar of memory. It keeps its height whatever it says.
 import { THEME } from "./captions_style.mjs";
 import { el } from "./modal.mjs";
-import { size, words } from "./estimate_words.mjs";
+import { words } from "./estimate_words.mjs";
+import { size } from "./units.mjs";
 
 export const HEIGHT = 60;  // pixels of the graph, with the margins that a node leaves around an element
 

@@ -1,8 +1,7 @@
 // What the estimate says, in the page's language.
 import { chinese } from "./settings.mjs";
+import { count, size } from "./units.mjs";
 
-const count = (n) => (n >= 1e9 ? `${(n / 1e9).toFixed(2)} B` : n >= 1e6 ? `${(n / 1e6).toFixed(1)} M` : n >= 1e3 ? `${(n / 1e3).toFixed(0)} k` : `${n}`);
-export const size = (bytes) => (bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GB` : bytes >= 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB` : `${Math.ceil(bytes / 1024)} KB`);
 
 const WORDS = {
     en: {

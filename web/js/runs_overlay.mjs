@@ -1,7 +1,8 @@
 // The curves of several runs in one chart.
 import uPlot from "./lib/uplot.mjs";
-import { number, words } from "./runs_words.mjs";
 import { el } from "./modal.mjs";
+import { words } from "./runs_words.mjs";
+import { number, tick } from "./units.mjs";
 
 export const COLUMNS = ["smoothed_loss", "loss", "validation", "learning_rate", "grad_norm"];
 
@@ -10,8 +11,6 @@ function columnOf(curve, name) {
     if (name === "validation") return [curve.validation.map(([step]) => step), curve.validation.map(([, value]) => value)];
     return [curve.step, curve[name]];
 }
-
-const tick = (value) => (value && (Math.abs(value) < 0.001 || Math.abs(value) >= 10000) ? value.toExponential(0) : String(Number(value.toPrecision(3))));
 
 export class Overlay {
     // runs: [{name, color, curve}]; read(run, text) is told what each run's curve says under the pointer, "" where it is elsewhere.
@@ -51,7 +50,7 @@ export class Overlay {
         });
         this.plot = new uPlot({
             ...this.size(), padding: [12, 14, 0, 0], legend: { show: false }, scales: { x: { time: false } },
-            axes: [{ ...axis, size: 26 }, { ...axis, size: 56, values: (u, ticks) => ticks.map(tick) }], series: [{}, ...full.map(line)],
+            axes: [{ ...axis, size: 26 }, { ...axis, size: 56, values: (u, ticks) => ticks.map((value) => tick(value, 3)) }], series: [{}, ...full.map(line)],
             cursor: { drag: { x: true, y: false }, points: { size: 6 } }, hooks: { setCursor: [(u) => this.tell(u)] },
         }, uPlot.join(full.map(([, steps, values]) => [steps, values])), this.element);
     }
