@@ -11,25 +11,36 @@ const MOST = 200;  // pictures: the editor shows the others
 
 export function addStrip(node, edit) {
     nodeStyle();
-    const w = words(), scroll = el("div", { className: "scroll" }), button = el("button", { textContent: w.edit, onclick: () => edit(node) });
+    const w = words(), scroll = el("div", { className: "scroll", role: "listbox", "aria-label": w.edit }), button = el("button", { textContent: w.edit, onclick: () => edit(node) });
     const hint = el("div", { className: "hint", textContent: w.noDataset }), strip = el("div", { className: "lora-loom-strip" }, el("div", { className: "buttons" }, button), scroll);
-    let rows = [], captions = {}, folder = "";
+    let rows = [], captions = {}, folder = "", current = 0;  // `current`: where the keys are
     scroll.append(hint);
     const grid = new Grid(scroll, {
         minWidth: 220, height: 52,
         make: () => {
-            const item = el("div", { className: "item", tabIndex: -1, onclick: () => edit(node, rows[item.place]?.name) });
+            const item = el("div", { role: "option", onclick: () => edit(node, rows[item.place]?.name) });
             item.append(item.picture = el("img", { alt: "", decoding: "async" }), item.text = el("span"));
             return item;
         },
         fill: (item, place, resting) => {
             const row = rows[place], caption = captions[row.name] ?? row.caption, url = thumbnailUrl(folder, row, 46);
             item.place = place;
-            item.title = row.name;
+            item.className = place === current ? "item current" : "item";
+            item.title = [row.name, caption].filter(Boolean).join("\n");
             item.text.textContent = caption || w.noCaption;
             item.text.className = caption ? "" : "none";
             if (resting && item.picture.getAttribute("src") !== url) item.picture.src = url;
         },
+    });
+    scroll.addEventListener("keydown", (event) => {
+        const by = { ArrowDown: grid.columns, ArrowUp: -grid.columns, ArrowRight: 1, ArrowLeft: -1, PageDown: grid.page, PageUp: -grid.page, Home: -Infinity, End: Infinity }[event.key];
+        if (by) {
+            current = Math.min(rows.length - 1, Math.max(0, current + by));
+            grid.show(current);
+        } else if (event.key === "Enter") edit(node, rows[current]?.name);
+        else return;
+        event.preventDefault();
+        event.stopPropagation();  // the canvas has its own use for them
     });
     const read = async ({ folder: name, source }) => ({ ...(await listSome(name, source, MOST)), made: await made(name) });
     watchFolder(node, strip, read, (where, found, error) => {
@@ -37,6 +48,8 @@ export function addStrip(node, edit) {
         hint.textContent = error ? error.message : where ? "" : w.noDataset;
         hint.hidden = !hint.textContent;
         button.textContent = found?.total ? w.openAll(found.total) : w.edit;
+        current = Math.min(current, Math.max(0, rows.length - 1));
+        scroll.tabIndex = rows.length ? 0 : -1;
         grid.setCount(rows.length);
     });
     addView(node, "lora_loom_captions", strip, { height: 160, hideOnZoom: true });

@@ -127,11 +127,14 @@ const NODE_STYLE = `
     .lora-loom-zone .thumbs [data-severity]:not([data-severity=""])::after { content: ""; position: absolute; top: 3px; right: 3px; width: 9px; height: 9px; border-radius: 50%; border: 1.5px solid var(--panel); background: var(--soft); }
     .lora-loom-zone .thumbs [data-severity=warning]::after { background: var(--warn); }
     .lora-loom-zone .thumbs [data-severity=error]::after { background: var(--wrong); }
+    .lora-loom-zone .thumbs .broken img { visibility: hidden; }
+    .lora-loom-zone .thumbs .broken::before { content: "?"; position: absolute; inset: 0; display: grid; place-items: center; font-size: 20px; color: var(--soft); }
     .lora-loom-zone .counts { color: var(--soft); font-size: 11px; line-height: 16px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
     .lora-loom-strip .scroll { flex: 1 1 0; min-height: 104px; overflow-y: auto; overflow-x: hidden; border-radius: 8px; background: var(--field); scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
     .lora-loom-strip .room { position: relative; }
     .lora-loom-strip .item { position: absolute; top: 0; left: 0; height: 52px; display: flex; gap: 8px; align-items: center; padding: 3px 6px; box-sizing: border-box; cursor: pointer; contain: strict; border-radius: 6px; }
     .lora-loom-strip .item:hover { background: var(--hover); }
+    .lora-loom-strip .scroll:focus-visible .current { outline: 2px solid var(--text); outline-offset: -3px; }
     .lora-loom-strip .item img { width: 46px; height: 46px; object-fit: cover; border-radius: 4px; flex: none; background: var(--panel); }
     .lora-loom-strip .item span { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; overflow-wrap: anywhere; }
     .lora-loom-strip .none { color: var(--soft); font-style: italic; }

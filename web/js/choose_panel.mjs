@@ -135,7 +135,7 @@ export class GridPanel {
         const done = layout ? layout.drawn.flat().filter(Boolean).length : 0, total = layout ? layout.drawn.flat().length : 0;
         this.element.dataset.status = s.status ?? "";
         this.title.textContent = (layout ? w[s.status] ?? w.finished : w.choose) + (layout ? ` · ${layout.run}` : "");
-        this.title.title = layout?.run ?? "";
+        this.title.title = this.title.textContent;
         this.numbers.textContent = total ? `${done} / ${total}` : "";
         this.bar.style.width = total ? `${(100 * done) / total}%` : "0";
         const handed = s.handed && !s.chosen ? s.handed : null;

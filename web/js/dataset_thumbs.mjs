@@ -22,7 +22,7 @@ function problems(report) {
 
 // {element}; a click opens the editor at that picture.
 export function thumbs(node, edit) {
-    const row = el("div", { className: "row", tabIndex: -1 }), counts = el("span", { className: "counts" }), element = el("div", { className: "thumbs" }, row, counts);
+    const row = el("div", { className: "row", role: "list" }), counts = el("span", { className: "counts" }), element = el("div", { className: "thumbs" }, row, counts);
 
     function mark() {
         const marked = problems(node.loomReported);
@@ -37,12 +37,25 @@ export function thumbs(node, edit) {
     watchFolder(node, element, ({ folder, source }) => listSome(folder, source, 1000), (where, found) => {
         const pictures = found?.pictures ?? [], total = found?.total ?? 0, captions = pictures.filter((one) => one.caption).length;
         row.replaceChildren(...pictures.slice(0, MOST).map((one) => {
-            const image = el("img", { alt: one.name, loading: "lazy", decoding: "async", draggable: false, src: thumbnailUrl(where.folder, one, 52) });
-            const picture = el("button", { type: "button", tabIndex: -1, onclick: () => edit(node, one.name) }, image);
+            const picture = el("button", { type: "button", tabIndex: -1, "aria-label": one.name, onclick: () => edit(node, one.name) });
+            const broken = () => picture.classList.add("broken");
+            picture.append(el("img", { alt: "", loading: "lazy", decoding: "async", draggable: false, onerror: broken, src: thumbnailUrl(where.folder, one, 52) }));
             return Object.assign(picture, { name: one.name, caption: one.caption });
         }));
+        row.firstElementChild?.setAttribute("tabindex", 0);
         counts.textContent = where ? `${reportWords().pictures(total)} · ${words().captioned(captions, pictures.length, total)}` : "";
         mark();
+    });
+    row.addEventListener("keydown", (event) => {  // one picture is on the way of Tab; arrows go to the others
+        const all = [...row.children], by = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key], at = all.indexOf(event.target);
+        if (!by || at < 0) return;
+        const next = all[Math.min(all.length - 1, Math.max(0, at + by))];
+        all[at].tabIndex = -1;
+        next.tabIndex = 0;
+        next.focus({ preventScroll: true });
+        next.scrollIntoView({ block: "nearest", inline: "nearest" });
+        event.preventDefault();
+        event.stopPropagation();  // the canvas has its own use for them
     });
     row.addEventListener("wheel", (event) => {  // sideways, as far as there is room
         if (event.ctrlKey || row.scrollWidth <= row.clientWidth) return;

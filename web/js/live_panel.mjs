@@ -115,7 +115,7 @@ export class Panel {
         const w = words(), s = this.state, train = s.phase === "train" || this.over, running = s.status === "running" || s.status === "preparing";
         Object.assign(this.element.dataset, { status: s.status, phase: s.phase ?? "" });
         this.title.textContent = (s.status === "idle" ? w.idle : this.over ? w[s.status] : s.phase ? w[s.phase] : w.preparing) + (s.run ? ` · ${s.run}` : "");
-        this.title.title = s.run;
+        this.title.title = this.title.textContent;
         this.numbers.textContent = s.steps ? w.step(s.step, s.steps) : "";
         const facts = [];
         if (train && s.steps_per_epoch) facts.push(w.epoch((s.step / s.steps_per_epoch).toFixed(1)));
@@ -123,7 +123,7 @@ export class Panel {
         if (running && train) facts.push(w.left(duration(s.eta_seconds ?? 0)));
         if (this.over && s.seconds) facts.push(w.took(duration(s.seconds)));
         if (s.smoothed_loss ?? s.loss) facts.push(`${w.loss} ${number(s.smoothed_loss ?? s.loss)}`);
-        this.facts.textContent = facts.join(" · ");
+        this.facts.textContent = this.facts.title = facts.join(" · ");
         this.room.textContent = running && s.memory ? `${s.memory.device} ${gigabytes(s.memory.used)} / ${gigabytes(s.memory.total)}` : "";
         this.bar.style.width = s.steps ? `${(100 * s.step) / s.steps}%` : "0";
         this.chart.draw(this.curve, s.phase === "encode" ? 0 : s.steps);
