@@ -336,6 +336,12 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     page.wait_for_function("() => document.querySelectorAll('.loom-choose .cell img').length === 6", timeout=120_000)
     page.wait_for_function("() => document.querySelector('.loom-choose').dataset.status === 'finished'", timeout=60_000)
     assert page.evaluate(LOOK)["choice"] == "seen/seen.safetensors @ 1"
+    # an error's text goes when the next run has nothing to draw
+    page.evaluate("""() => { const {app} = window, [run, grid] = app.graph.getNodeById(7).properties.lora_loom_grid.split("/");
+        app.api.dispatchCustomEvent("lora_loom.grid", {node: "7", prompt_id: "p", workflow: app.graph.id, run, grid, status: "failed", error: "no room for a picture", done: 6, total: 6}); }""")
+    assert page.evaluate(LOOK)["says"][0] == "no room for a picture"
+    page.evaluate("() => window.app.api.dispatchCustomEvent('execution_cached', {nodes: ['7'], prompt_id: 'q'})")
+    assert "no room" not in json.dumps(page.evaluate(LOOK)["says"]) and page.evaluate("() => document.querySelector('.loom-choose').dataset.status") == "finished"
     assert page.problems == []
 
 

@@ -124,7 +124,8 @@ const NODE_STYLE = `
     .lora-loom-zone .thumbs .row { flex: none; height: 54px; display: flex; gap: 3px; overflow-x: auto; overflow-y: hidden; scrollbar-width: none; border-radius: 8px; background: var(--field); }
     .lora-loom-zone .thumbs button { flex: none; width: 54px; height: 54px; padding: 0; position: relative; background: none; border-radius: 6px; }
     .lora-loom-zone .thumbs img { width: 54px; height: 54px; object-fit: cover; border-radius: 6px; display: block; }
-    .lora-loom-zone .thumbs [data-severity]:not([data-severity=""])::after { content: ""; position: absolute; top: 3px; right: 3px; width: 9px; height: 9px; border-radius: 50%; border: 1.5px solid var(--panel); background: var(--soft); }
+    .lora-loom-zone .thumbs [data-severity]::after { content: ""; position: absolute; top: 3px; right: 3px; width: 9px; height: 9px; border-radius: 50%; border: 1.5px solid var(--panel); background: var(--soft); }
+    .lora-loom-zone .thumbs [data-severity=""]::after { display: none; }
     .lora-loom-zone .thumbs [data-severity=warning]::after { background: var(--warn); }
     .lora-loom-zone .thumbs [data-severity=error]::after { background: var(--wrong); }
     .lora-loom-zone .thumbs .broken img { visibility: hidden; }

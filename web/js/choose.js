@@ -50,6 +50,11 @@ api.addEventListener("lora_loom.cell", ({ detail }) => {
         else attach(panel);  // it began before this page was there
     }
 });
+// A node that ComfyUI takes from its cache draws nothing, and pages of 2025 are told no more of it than this: what hindered an earlier run is over.
+api.addEventListener("execution_cached", ({ detail }) => {
+    const cached = new Set((detail?.nodes ?? []).map((id) => String(id).split(":").at(-1)));
+    for (const panel of panels) if (cached.has(String(panel.node.id))) panel.recovered();
+});
 // a run that began after the page was loaded can be chosen as well
 api.addEventListener("lora_loom.ended", ({ detail }) => {
     if (detail.run) for (const { node } of panels) list(widgetOf(node, "run"), detail.run, 1);

@@ -63,6 +63,12 @@ export class GridPanel {
         return this.layout?.id !== state.grid || this.layout.run !== state.run;
     }
 
+    recovered() {
+        if (!this.state.error) return;
+        this.state = { ...this.state, status: "finished", error: "" };
+        this.render();
+    }
+
     // A grid as it lies on disk, the newest of the run without an id. False where it is gone.
     async load(run, id) {
         try {

@@ -16,10 +16,10 @@ const STYLE = `
     .loom-live .numbers { margin-left: auto; font-variant-numeric: tabular-nums; }
     .loom-live .soft { color: var(--soft); font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; }
     .loom-live .room { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; flex: none; }
-    @container (max-width: 480px) {  /* what is used of the memory has a line of its own */
+    @container (max-width: 480px) {  /* what is known takes two lines */
         .loom-live .head { height: 54px; }
-        .loom-live .head div + div { flex-wrap: wrap; gap: 0 8px; height: 36px; }
-        .loom-live .head .soft { flex: 1 0 100%; }
+        .loom-live .head div + div { display: block; white-space: normal; height: 36px; }
+        .loom-live .head .room:not(:empty)::before { content: " · "; }
     }
     .loom-live .done { flex: none; height: 3px; border-radius: 2px; background: var(--field); overflow: hidden; }
     .loom-live .done i { display: block; height: 100%; width: 0; background: var(--strong); }

@@ -34,9 +34,25 @@ export class Overlay {
         if (this.plot && (this.plot.width !== width || this.plot.height !== height)) this.plot.setSize({ width, height });
     }
 
-    show(column) {
+    // The runs' columns of that name, and which of them hold anything: [place, steps, values].
+    take(column) {
         this.columns = this.runs.map((run) => columnOf(run.curve, column));
-        const full = this.columns.map(([steps, values], i) => [i, steps, values]).filter(([, , values]) => values.some((value) => value !== null));
+        return this.columns.map(([steps, values], i) => [i, steps, values]).filter(([, , values]) => values.some((value) => value !== null));
+    }
+
+    // The curves have grown. What is zoomed into stays in sight.
+    follow() {
+        const before = this.lines, full = this.take(this.column), { min, max } = this.plot?.scales.x ?? {}, steps = this.plot?.data[0];
+        if (!this.plot || before !== full.map(([i]) => i).join()) return this.show(this.column);
+        const whole = min <= steps[0] && max >= steps.at(-1);
+        this.plot.setData(uPlot.join(full.map(([, x, y]) => [x, y])), whole);
+        if (!whole) this.plot.setScale("x", { min, max });
+    }
+
+    show(column) {
+        const full = this.take(column);
+        this.column = column;
+        this.lines = full.map(([i]) => i).join();
         this.plot?.destroy();
         this.plot = null;
         this.none.hidden = full.length > 0;
