@@ -103,9 +103,15 @@ def browser_page(comfy):
         browser.close()
 
 
-@pytest.fixture(scope="module", params=["classic", "vue"])
+HEAVY = bool(os.environ.get("LORA_LOOM_HEAVY"))
+
+
+@pytest.fixture(scope="module", params=["classic", "vue", *(["chinese"] if HEAVY else [])])  # the last in the light theme
 def page(request, comfy, browser_page):
-    browser_page.evaluate("(on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param == "vue")
+    browser_page.evaluate("""async (kind) => { const {setting} = window.app.extensionManager, chinese = kind === "chinese";
+        await setting.set("Comfy.VueNodes.Enabled", kind === "vue");
+        await setting.set("Comfy.Locale", chinese ? "zh" : "en");
+        await setting.set("Comfy.ColorPalette", chinese ? "light" : "dark"); }""", request.param)
     browser_page.evaluate(BUILD, comfy.grid)
     browser_page.renderer = request.param
     yield browser_page
@@ -252,6 +258,11 @@ def opened(page, view: str):
     return page.locator(DIALOGS[view])
 
 
+def once(page) -> None:
+    if page.renderer == "vue" and not HEAVY:
+        pytest.skip("what is in no node is the same for both kinds of nodes: LORA_LOOM_HEAVY=1 runs it here too")
+
+
 def tab(page):
     if not page.locator(".loom-runs").count():
         page.locator("[class*='lora_loom.runs-tab-button']").click()
@@ -261,6 +272,7 @@ def tab(page):
 
 @pytest.mark.parametrize("where", list(WHERE))
 def test_the_tab(page, where):
+    once(page)
     settled(page, where)
     runs = tab(page)
     page.wait_for_timeout(300)
@@ -273,9 +285,8 @@ def test_the_tab(page, where):
 @pytest.mark.parametrize("where", list(WHERE))
 @pytest.mark.parametrize("view", list(DIALOGS))
 def test_a_dialog(page, view, where):
-    if page.renderer == "vue" and not os.environ.get("LORA_LOOM_HEAVY"):
-        pytest.skip("a dialog is none of the nodes': LORA_LOOM_HEAVY=1 runs it here too")
-    settled(page, "zoomed" if where == "zoomed" else "narrow")
+    once(page)
+    settled(page, where)
     dialog = opened(page, view)
     page.wait_for_timeout(400)
     keep(page, view, where)
