@@ -349,6 +349,7 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
 def test_the_grid_in_chinese_and_in_the_light_theme(comfy, page):
     setting(page, "Comfy.VueNodes.Enabled", False) if comfy.which == "newest" else None
     setting(page, "Comfy.Locale", "zh")
+    page.wait_for_function("() => document.querySelector('.loom-choose')?.innerText.includes('步')", timeout=60_000)  # the page opens the graph anew for it, in its own time
     setting(page, "Comfy.ColorPalette", "light")
     open_graph(page, graph("seen", compare="prompts", prompts=f"{STAR}\n{CIRCLE}\na green triangle on a white background\na blue ring", strengths="1", seed=22), 300)
     press_run(page)

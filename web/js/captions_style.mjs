@@ -1,16 +1,5 @@
-// The looks of our dialogs and of what we put into nodes, in ComfyUI's own theme: its variables of 2026, else those of 2025.
-export const THEME = `
-    --panel: var(--interface-panel-surface, var(--comfy-menu-bg, #202020));
-    --field: var(--component-node-widget-background, var(--comfy-input-bg, #2b2b2b));
-    --line: var(--border-default, var(--border-color, #4e4e4e));
-    --text: var(--base-foreground, var(--input-text, #ddd));
-    --soft: var(--muted-foreground, var(--descrip-text, #999));
-    --hover: var(--secondary-background-hover, var(--content-hover-bg, #3a3a3a));
-    --button: var(--secondary-background, var(--comfy-input-bg, #333));
-    --strong: var(--primary-background, var(--p-primary-color, #0b8ce9));
-    --strong-text: var(--loom-on-strong, #fff);
-    --warn: var(--warning-background, var(--p-orange-400, #fd9903));
-    --wrong: var(--destructive-background, var(--error-text, #ff4444));`;
+// The looks of our dialogs, and of what LoadDataset and AutoCaption show.
+import { addStyle, FONT, THEME } from "./theme.mjs";
 
 const CONTROLS = `
     button, input, select, textarea { font: inherit; color: inherit; box-sizing: border-box; }
@@ -30,7 +19,7 @@ const CONTROLS = `
 
 export const STYLE = `
     dialog { ${THEME}
-        font: .875rem/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); background: var(--panel);
+        font: .875rem/1.4 ${FONT}; color: var(--text); background: var(--panel);
         border: 1px solid var(--line); border-radius: .75rem; padding: 0; box-shadow: 0 1rem 4rem #000a; overflow: hidden; }
     dialog::backdrop { background: #0009; }
     dialog, dialog * { scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
@@ -107,7 +96,7 @@ export const STYLE = `
 
 const NODE_STYLE = `
     .lora-loom-zone, .lora-loom-strip { ${THEME}
-        font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; }
+        font: 12px/1.4 ${FONT}; color: var(--text); box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; }
     .lora-loom-zone [hidden], .lora-loom-strip [hidden] { display: none !important; }
     .lora-loom-zone button, .lora-loom-strip button { font: inherit; color: var(--text); background: var(--field); border: 0; border-radius: 8px; padding: 0 10px; height: 30px; cursor: pointer;
         flex: 1 1 0; min-width: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
@@ -141,11 +130,4 @@ const NODE_STYLE = `
     .lora-loom-strip .none { color: var(--soft); font-style: italic; }
     .lora-loom-strip .hint { color: var(--soft); text-align: center; padding: 16px 10px; }`;
 
-let there = false;
-export function nodeStyle() {
-    if (there) return;
-    there = true;
-    const style = document.createElement("style");
-    style.textContent = NODE_STYLE;
-    document.head.append(style);
-}
+export const nodeStyle = () => addStyle("dataset", NODE_STYLE);

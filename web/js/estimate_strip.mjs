@@ -1,7 +1,7 @@
 // A strip that says what a run will take: parameters, the file's size, and a bar of memory. It keeps its height whatever it says.
-import { THEME } from "./captions_style.mjs";
 import { el } from "./modal.mjs";
 import { words } from "./estimate_words.mjs";
+import { addStyle, FONT, THEME } from "./theme.mjs";
 import { size } from "./units.mjs";
 
 export const HEIGHT = 60;  // pixels of the graph, with the margins that a node leaves around an element
@@ -9,7 +9,7 @@ export const HEIGHT = 60;  // pixels of the graph, with the margins that a node 
 const STYLE = `
     .loom-estimate { ${THEME}
         --base: color-mix(in srgb, var(--soft) 65%, var(--field)); --lora: #8b7cf6; --step: var(--strong);
-        position: relative; box-sizing: border-box; height: 100%; min-height: ${HEIGHT - 12}px; font: 12px/18px Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); }
+        position: relative; box-sizing: border-box; height: 100%; min-height: ${HEIGHT - 12}px; font: 12px/18px ${FONT}; color: var(--text); }
     .loom-estimate .inside { container-type: inline-size; position: absolute; inset: 0; display: flex; flex-direction: column; justify-content: center; gap: 4px; padding: 0 2px; overflow: hidden; }
     .loom-estimate [hidden] { display: none !important; }
     .loom-estimate .line { display: flex; gap: 8px; height: 18px; white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -31,16 +31,12 @@ const STYLE = `
     .loom-estimate.asking .shown { opacity: .55; }
 `;
 
-function styled() {
-    if (!document.getElementById("loom-estimate-style")) document.head.append(Object.assign(document.createElement("style"), { id: "loom-estimate-style", textContent: STYLE }));
-}
-
 // Two ways to say it: the brief one is for narrow nodes.
 const say = (place, full, brief) => place.replaceChildren(el("span", { className: "full", textContent: full }), el("span", { className: "brief", textContent: brief }));
 
 export class Strip {
     constructor() {
-        styled();
+        addStyle("estimate", STYLE);
         this.parameters = el("b");
         this.file = el("span", { className: "soft" });
         this.room = el("span", { className: "room" });

@@ -1,10 +1,11 @@
 // The looks of the live panel.
-import { THEME } from "./captions_style.mjs";
+import { el } from "./modal.mjs";
+import { addStyle, FONT, THEME } from "./theme.mjs";
 
 const STYLE = `
     .loom-live { ${THEME}
         --loom-loss: color-mix(in srgb, var(--strong) 45%, transparent); --loom-grid: color-mix(in srgb, var(--soft) 28%, transparent); --loom-rate: color-mix(in srgb, var(--soft) 80%, transparent);
-        position: relative; box-sizing: border-box; height: 100%; min-height: var(--loom-height); font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); }
+        position: relative; box-sizing: border-box; height: 100%; min-height: var(--loom-height); font: 12px/1.4 ${FONT}; color: var(--text); }
     .loom-live .inside { container-type: inline-size; position: absolute; inset: 2px 0; display: flex; flex-direction: column; gap: 5px; min-height: 0; }
     .loom-live [hidden] { display: none !important; }
     .loom-live .head { flex: none; height: 36px; overflow: hidden; }
@@ -52,7 +53,6 @@ const STYLE = `
 `;
 
 export function liveStyle() {
-    if (document.getElementById("loom-live-style")) return;
-    const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: new URL("./lib/uplot.css", import.meta.url).href });
-    document.head.append(sheet, Object.assign(document.createElement("style"), { id: "loom-live-style", textContent: STYLE }));
+    addStyle("live", STYLE);
+    if (!document.getElementById("loom-uplot")) document.head.append(el("link", { id: "loom-uplot", rel: "stylesheet", href: new URL("./lib/uplot.css", import.meta.url).href }));
 }
