@@ -52,13 +52,13 @@ export const STYLE = `
     .card:hover > div { background: var(--hover); }
     .card.selected > div { border-color: var(--strong); box-shadow: inset 0 0 0 1px var(--strong); }
     .grid:focus-visible .card.current > div, .grid:focus .card.current > div { outline: 2px solid var(--text); outline-offset: -4px; }
-    .card .picture { height: 9.6rem; background: color-mix(in srgb, var(--panel) 60%, #0000); display: flex; align-items: center; justify-content: center; flex: none; color: var(--soft); }
+    .card .picture { height: 9.4rem; background: color-mix(in srgb, var(--panel) 60%, #0000); display: flex; align-items: center; justify-content: center; flex: none; color: var(--soft); }
     .card img { max-width: 100%; max-height: 100%; width: 100%; height: 100%; object-fit: contain; }
     .card .mark { position: absolute; top: .4rem; left: .4rem; opacity: 0; background: var(--panel); border-radius: .35em; padding: .25rem; display: flex; }
     .card:hover .mark, .card.selected .mark { opacity: 1; }
     .card .look { position: absolute; top: .4rem; right: .4rem; opacity: 0; background: var(--panel); padding: .25rem .35rem; }
     .card:hover .look { opacity: 1; }
-    .card .caption { flex: 1; min-height: 0; padding: .45rem .6rem 0; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow-wrap: anywhere; cursor: text; }
+    .card .caption { flex: 1; min-height: 0; padding: .3rem .6rem 0; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow-wrap: anywhere; cursor: text; }
     .card .caption.none { color: var(--soft); font-style: italic; }
     .card .name { padding: .3rem .6rem .4rem; font-size: .8em; color: var(--soft); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; flex: none; }
     .card.edited .name::before { content: "● "; color: var(--warn); }

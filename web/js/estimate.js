@@ -34,7 +34,7 @@ app.registerExtension({
     nodeCreated(node) {
         if (node.comfyClass !== "LoRAConfig" || !node.addDOMWidget) return;
         const strip = new Strip();
-        addView(node, "lora_loom_estimate", strip.element, { width: 340, height: HEIGHT, fixed: true });
+        addView(node, "lora_loom_estimate", strip.element, { width: 360, height: HEIGHT, fixed: true });
         living(node, () => follow(node, strip));
     },
 });

@@ -17,7 +17,7 @@ const STYLE = `
     .loom-estimate .line .soft { color: var(--soft); overflow: hidden; text-overflow: ellipsis; min-width: 0; }
     .loom-estimate .line .room { margin-left: auto; flex: none; }
     .loom-estimate .brief { display: none; }
-    @container (max-width: 340px) { .loom-estimate .full { display: none; } .loom-estimate .brief { display: inline; } .loom-estimate .line { font-size: 11px; gap: 6px; } }
+    @container (max-width: 320px) { .loom-estimate .full { display: none; } .loom-estimate .brief { display: inline; } .loom-estimate .line { font-size: 11px; gap: 6px; } }
     .loom-estimate .room.over { color: var(--warn); }
     .loom-estimate .bar { flex: none; position: relative; display: flex; height: 10px; border-radius: 5px; background: var(--field); box-shadow: inset 0 0 0 1px var(--line); overflow: hidden; }
     .loom-estimate .bar i { flex: none; height: 100%; transition: width .15s ease-out; }
