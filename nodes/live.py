@@ -109,7 +109,7 @@ class Training:
         elif name == "saved":  # also on an interrupt or an error
             self._tell("saved", {"step": facts.pop("steps"), "lora": os.path.basename(data["path"])})
         elif name in ("memory", "estimate"):  # "memory" of the state is what is in use
-            self._change(**({"estimate": facts} if name == "estimate" else {"needs": facts["text"], "disk": facts["disk"]}))
+            self._change(**{"needs" if name == "memory" else name: facts})
             self._send(name, facts)
         elif name == "sample":
             self._change(sampled=facts["step"], prompts=facts["prompts"])

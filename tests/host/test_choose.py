@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -256,6 +257,15 @@ def press_run(page) -> None:
     page.wait_for_timeout(800)
 
 
+def kept(comfy, lora: str) -> bool:
+    """Whether that becomes the run's result, which the page does not wait for."""
+    for _ in range(50):
+        if comfy.get(route("run", name="seen"))["lora"] == lora:
+            return True
+        time.sleep(0.2)
+    return False
+
+
 def keep(comfy, page, name: str) -> None:
     KEPT.mkdir(exist_ok=True)
     page.screenshot(path=str(KEPT / f"{comfy.which}_choose_{name}.png"))
@@ -301,14 +311,14 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     chosen = page.evaluate(LOOK)
     assert chosen["chosen"] == 1 and chosen["choice"] == "seen/seen_step000002.safetensors @ 0.5" and chosen["clear"]
     assert chosen["says"] == ["Chosen: step 2 at strength 0.5 · press Run to go on with it"]
-    assert comfy.get(route("run", name="seen"))["lora"] == "seen_step000002.safetensors"
+    assert kept(comfy, "seen_step000002.safetensors")
     press_run(page)
     keep(comfy, page, f"{renderer}_chosen")
     assert page.evaluate(LOOK)["says"] == ["Chosen: step 2 at strength 0.5 · it goes on from here"]
     # by mouse another, enlarged too
     page.locator(".loom-choose .cell .pick").nth(5).click()
     page.wait_for_timeout(500)
-    assert page.evaluate(LOOK)["choice"] == "seen/seen.safetensors @ 1" and comfy.get(route("run", name="seen"))["lora"] == "seen.safetensors"
+    assert page.evaluate(LOOK)["choice"] == "seen/seen.safetensors @ 1" and kept(comfy, "seen.safetensors")
     page.locator(".loom-choose .cell").nth(2).hover()
     page.locator(".loom-choose .cell .look").nth(2).click()
     assert page.evaluate(VIEW) == "step 2 at strength 1"
@@ -336,6 +346,12 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     page.wait_for_function("() => document.querySelectorAll('.loom-choose .cell img').length === 6", timeout=120_000)
     page.wait_for_function("() => document.querySelector('.loom-choose').dataset.status === 'finished'", timeout=60_000)
     assert page.evaluate(LOOK)["choice"] == "seen/seen.safetensors @ 1"
+    # an error's text goes when the next run has nothing to draw
+    page.evaluate("""() => { const {app} = window, [run, grid] = app.graph.getNodeById(7).properties.lora_loom_grid.split("/");
+        app.api.dispatchCustomEvent("lora_loom.grid", {node: "7", prompt_id: "p", workflow: app.graph.id, run, grid, status: "failed", error: "no room for a picture", done: 6, total: 6}); }""")
+    assert page.evaluate(LOOK)["says"][0] == "no room for a picture"
+    page.evaluate("() => window.app.api.dispatchCustomEvent('execution_cached', {nodes: ['7'], prompt_id: 'q'})")
+    assert "no room" not in json.dumps(page.evaluate(LOOK)["says"]) and page.evaluate("() => document.querySelector('.loom-choose').dataset.status") == "finished"
     assert page.problems == []
 
 
@@ -343,6 +359,7 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
 def test_the_grid_in_chinese_and_in_the_light_theme(comfy, page):
     setting(page, "Comfy.VueNodes.Enabled", False) if comfy.which == "newest" else None
     setting(page, "Comfy.Locale", "zh")
+    page.wait_for_function("() => document.querySelector('.loom-choose')?.innerText.includes('步')", timeout=60_000)  # the page opens the graph anew for it, in its own time
     setting(page, "Comfy.ColorPalette", "light")
     open_graph(page, graph("seen", compare="prompts", prompts=f"{STAR}\n{CIRCLE}\na green triangle on a white background\na blue ring", strengths="1", seed=22), 300)
     press_run(page)

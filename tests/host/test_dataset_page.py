@@ -496,6 +496,7 @@ def test_load_dataset_shows_what_it_holds(comfy, page):
     }""", folder.name)
     marked = page.locator(".thumbs [data-severity=warning]")
     assert any("3.png" in marked.nth(i).get_attribute("title") and "Same file twice" in marked.nth(i).get_attribute("title") for i in range(marked.count()))
+    assert marked.first.evaluate("(e) => { const color = () => getComputedStyle(e, '::after').backgroundColor, bad = color(); e.dataset.severity = 'note'; const told = color(); e.dataset.severity = 'warning'; return bad !== told; }")
     keep(page, comfy, "dataset_thumbs")
     page.locator(".thumbs button").nth(2).click()
     page.locator("dialog.editor .card").first.wait_for()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -124,17 +125,27 @@ def test_new_nodes_are_named_by_the_pattern_and_what_is_shown_is_queued(page):
 def test_units_are_those_of_the_settings(page):
     found = page.evaluate("""async () => {
         const settings = window.comfyAPI.app.app.extensionManager.setting, found = [];
-        const {words, gigabytes} = await import("/extensions/comfyui-lora-loom/live_words.mjs");
+        const {speed: rate, size, gigabytes} = await import("/extensions/comfyui-lora-loom/units.mjs");
         for (const [speed, sizes] of [["auto", "GB"], ["it/s", "GiB"], ["s/it", "GB (1000)"]]) {
             await settings.set("LoraLoom.Speed", speed);
             await settings.set("LoraLoom.Sizes", sizes);
-            found.push([words().speed(4), words().speed(0.25), words().speed(0), gigabytes(12 * 2 ** 30)]);
+            found.push([rate(4), rate(0.25), rate(0), gigabytes(12 * 2 ** 30), size(0), size(999), size(1.5 * 2 ** 20), size(300 * 2 ** 20), size(12 * 2 ** 30)]);
         }
         await settings.set("LoraLoom.Speed", "auto");
         await settings.set("LoraLoom.Sizes", "GB");
         return found;
     }""")
-    assert found == [["4.00 it/s", "4.00 s/it", "0.00 it/s", "12.0 GB"], ["4.00 it/s", "0.25 it/s", "0.00 it/s", "12.0 GiB"], ["0.25 s/it", "4.00 s/it", "0.00 it/s", "12.9 GB"]]
+    assert found == [["4.00 it/s", "4.00 s/it", "0.00 it/s", "12.0 GB", "0 B", "999 B", "1.5 MB", "300 MB", "12.0 GB"],
+                     ["4.00 it/s", "0.25 it/s", "0.00 it/s", "12.0 GiB", "0 B", "999 B", "1.5 MiB", "300 MiB", "12.0 GiB"],
+                     ["0.25 s/it", "4.00 s/it", "0.00 it/s", "12.9 GB", "0 B", "999 B", "1.6 MB", "315 MB", "12.9 GB"]]
+
+
+def test_no_view_formats_sizes_and_times_by_itself():
+    """Whatever a view says of bytes, seconds or speeds comes from units.mjs, so that the settings hold everywhere."""
+    for path in (host.PACK / "web" / "js").glob("*.*js"):
+        if path.name != "units.mjs":
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"2 \*\* [1-4]0|[*/] ?1024|1e[69]|toFixed\(1\)\} [GMK]|\bit/s\b|s/it\b", text), path.name
 
 
 @pytest.mark.browser

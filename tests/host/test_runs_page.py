@@ -382,6 +382,41 @@ def test_a_run_that_trains_shows_its_progress(comfy, page, runs):
     shutil.rmtree(comfy.base / "output" / "lora_loom" / "now")
 
 
+def test_the_comparison_follows_a_run_that_trains(comfy, page, runs):
+    def tell(name: str, **data) -> None:
+        page.evaluate("([name, data]) => window.app.api.dispatchCustomEvent(`lora_loom.${name}`, data)", [name, {"run": "going", "node": "5", "prompt_id": "p", **data}])
+
+    def grow(step: int, **facts) -> None:
+        if (comfy.base / "output" / "lora_loom" / "going").exists():
+            shutil.rmtree(comfy.base / "output" / "lora_loom" / "going")
+        add_run(comfy.base, "going", steps=300, step=step, ago=-5, **facts)
+
+    grow(60, status="running", samples=(0,))
+    runs.locator(".top button").first.click()
+    card(runs, "going").wait_for()
+    for name in ("going", "toy_star"):
+        card(runs, name).locator("input").check()
+    runs.locator(".compare").click()
+    dialog = page.locator("dialog.runs")
+    dialog.locator(".plot canvas").wait_for()
+    told = dialog.locator(".who > div", has_text="going").locator(".soft").first
+    dialog.locator("select").select_option("loss")
+    before = dialog.locator(".plot canvas").evaluate("(c) => c.toDataURL()")
+    grow(180, status="running", samples=(0, 150))
+    tell("progress", phase="train", step=180, steps=300, smoothed_loss=0.1)
+    dialog.locator(".samples .at", has_text="step 150").first.wait_for()
+    assert "step 180 / 300" in told.text_content() and dialog.locator("select").input_value() == "loss"  # what was set stays
+    assert dialog.locator(".plot canvas").evaluate("(c) => c.toDataURL()") != before
+    grow(300, status="finished", samples=(0, 150), lora="going.safetensors")
+    tell("ended", status="finished")
+    dialog.locator('.who .state:text-is("Finished")').nth(1).wait_for()
+    assert dialog.locator("select").input_value() == "loss" and dialog.locator(".who > div", has_text="going").get_by_role("button", name="Use").is_enabled()
+    page.keyboard.press("Escape")
+    runs.locator(".top .compare + button").click()
+    shutil.rmtree(comfy.base / "output" / "lora_loom" / "going")
+    runs.locator(".top button").first.click()
+
+
 def test_hundreds_of_runs_and_the_keys(comfy, page, runs):
     for number in range(MANY):
         add_run(comfy.base, f"one of many {number:03d}", steps=3, ago=200_000 + number)

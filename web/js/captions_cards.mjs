@@ -58,9 +58,10 @@ export class Cards {
         card.setAttribute("aria-setsize", model.shown.length);
         card.box.checked = selected;
         card.caption.textContent = caption || words().noCaption;
+        card.caption.title = caption;
         card.caption.classList.toggle("none", !caption);
         card.label.textContent = `${row.name}${row.width ? ` · ${row.width}×${row.height}` : ""}`;
-        card.label.title = `${row.name}\n${row.width}×${row.height}${row.source ? `\n${row.source}` : ""}`;
+        card.label.title = [card.label.textContent, row.source].filter(Boolean).join("\n");
         const url = thumbnailUrl(this.folder, row, 200), whole = new URL(url, location.href).href;
         if (card.picture.src === whole) return;
         if (!resting && !seen.has(whole)) return card.picture.removeAttribute("src");  // flown past: not worth the server's while
@@ -96,6 +97,7 @@ export class Cards {
         if (to !== undefined) model.goTo(to, how);
         else if (event.key === " ") model.goTo(at, "toggle");
         else if (event.key === "Enter" || event.key === "F2") this.edit();
+        else if (event.key.toLowerCase() === "l" && how !== "none" && model.current !== undefined) this.look(at);
         else if (event.key.toLowerCase() === "a" && (event.ctrlKey || event.metaKey)) model.select(model.selected.size === model.shown.length ? [] : model.shown);
         else return;
         event.preventDefault();

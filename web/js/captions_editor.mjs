@@ -145,7 +145,7 @@ class Editor {
             if (warnings.length) this.notice(warnings.join("\n"));
             return true;
         } catch (error) {
-            if (error instanceof server.Changed) await this.#merge();
+            if (server.changed(error)) await this.#merge();
             else this.notice(error.message, true);
             return false;
         } finally {

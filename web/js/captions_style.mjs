@@ -1,16 +1,5 @@
-// The looks of our dialogs and of what we put into nodes, in ComfyUI's own theme: its variables of 2026, else those of 2025.
-export const THEME = `
-    --panel: var(--interface-panel-surface, var(--comfy-menu-bg, #202020));
-    --field: var(--component-node-widget-background, var(--comfy-input-bg, #2b2b2b));
-    --line: var(--border-default, var(--border-color, #4e4e4e));
-    --text: var(--base-foreground, var(--input-text, #ddd));
-    --soft: var(--muted-foreground, var(--descrip-text, #999));
-    --hover: var(--secondary-background-hover, var(--content-hover-bg, #3a3a3a));
-    --button: var(--secondary-background, var(--comfy-input-bg, #333));
-    --strong: var(--primary-background, var(--p-primary-color, #0b8ce9));
-    --strong-text: var(--loom-on-strong, #fff);
-    --warn: var(--warning-background, var(--p-orange-400, #fd9903));
-    --wrong: var(--destructive-background, var(--error-text, #ff4444));`;
+// The looks of our dialogs, and of what LoadDataset and AutoCaption show.
+import { addStyle, FONT, THEME } from "./theme.mjs";
 
 const CONTROLS = `
     button, input, select, textarea { font: inherit; color: inherit; box-sizing: border-box; }
@@ -30,7 +19,7 @@ const CONTROLS = `
 
 export const STYLE = `
     dialog { ${THEME}
-        font: .875rem/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); background: var(--panel);
+        font: .875rem/1.4 ${FONT}; color: var(--text); background: var(--panel);
         border: 1px solid var(--line); border-radius: .75rem; padding: 0; box-shadow: 0 1rem 4rem #000a; overflow: hidden; }
     dialog::backdrop { background: #0009; }
     dialog, dialog * { scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
@@ -63,13 +52,13 @@ export const STYLE = `
     .card:hover > div { background: var(--hover); }
     .card.selected > div { border-color: var(--strong); box-shadow: inset 0 0 0 1px var(--strong); }
     .grid:focus-visible .card.current > div, .grid:focus .card.current > div { outline: 2px solid var(--text); outline-offset: -4px; }
-    .card .picture { height: 9.6rem; background: color-mix(in srgb, var(--panel) 60%, #0000); display: flex; align-items: center; justify-content: center; flex: none; color: var(--soft); }
+    .card .picture { height: 9.4rem; background: color-mix(in srgb, var(--panel) 60%, #0000); display: flex; align-items: center; justify-content: center; flex: none; color: var(--soft); }
     .card img { max-width: 100%; max-height: 100%; width: 100%; height: 100%; object-fit: contain; }
     .card .mark { position: absolute; top: .4rem; left: .4rem; opacity: 0; background: var(--panel); border-radius: .35em; padding: .25rem; display: flex; }
     .card:hover .mark, .card.selected .mark { opacity: 1; }
     .card .look { position: absolute; top: .4rem; right: .4rem; opacity: 0; background: var(--panel); padding: .25rem .35rem; }
     .card:hover .look { opacity: 1; }
-    .card .caption { flex: 1; min-height: 0; padding: .45rem .6rem 0; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow-wrap: anywhere; cursor: text; }
+    .card .caption { flex: 1; min-height: 0; padding: .3rem .6rem 0; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow-wrap: anywhere; cursor: text; }
     .card .caption.none { color: var(--soft); font-style: italic; }
     .card .name { padding: .3rem .6rem .4rem; font-size: .8em; color: var(--soft); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; flex: none; }
     .card.edited .name::before { content: "● "; color: var(--warn); }
@@ -105,9 +94,9 @@ export const STYLE = `
     @media (max-height: 34rem) { .card { height: 13rem; } .card .picture { height: 6.6rem; } .card .caption { -webkit-line-clamp: 3; } .card textarea { --top: 6.4rem; } }
     @media (prefers-reduced-motion: no-preference) { .mark, .look { transition: opacity .1s; } }`;
 
-export const NODE_STYLE = `
+const NODE_STYLE = `
     .lora-loom-zone, .lora-loom-strip { ${THEME}
-        font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; }
+        font: 12px/1.4 ${FONT}; color: var(--text); box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; }
     .lora-loom-zone [hidden], .lora-loom-strip [hidden] { display: none !important; }
     .lora-loom-zone button, .lora-loom-strip button { font: inherit; color: var(--text); background: var(--field); border: 0; border-radius: 8px; padding: 0 10px; height: 30px; cursor: pointer;
         flex: 1 1 0; min-width: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
@@ -124,24 +113,21 @@ export const NODE_STYLE = `
     .lora-loom-zone .thumbs .row { flex: none; height: 54px; display: flex; gap: 3px; overflow-x: auto; overflow-y: hidden; scrollbar-width: none; border-radius: 8px; background: var(--field); }
     .lora-loom-zone .thumbs button { flex: none; width: 54px; height: 54px; padding: 0; position: relative; background: none; border-radius: 6px; }
     .lora-loom-zone .thumbs img { width: 54px; height: 54px; object-fit: cover; border-radius: 6px; display: block; }
-    .lora-loom-zone .thumbs [data-severity]:not([data-severity=""])::after { content: ""; position: absolute; top: 3px; right: 3px; width: 9px; height: 9px; border-radius: 50%; border: 1.5px solid var(--panel); background: var(--soft); }
+    .lora-loom-zone .thumbs [data-severity]::after { content: ""; position: absolute; top: 3px; right: 3px; width: 9px; height: 9px; border-radius: 50%; border: 1.5px solid var(--panel); background: var(--soft); }
+    .lora-loom-zone .thumbs [data-severity=""]::after { display: none; }
     .lora-loom-zone .thumbs [data-severity=warning]::after { background: var(--warn); }
     .lora-loom-zone .thumbs [data-severity=error]::after { background: var(--wrong); }
+    .lora-loom-zone .thumbs .broken img { visibility: hidden; }
+    .lora-loom-zone .thumbs .broken::before { content: "?"; position: absolute; inset: 0; display: grid; place-items: center; font-size: 20px; color: var(--soft); }
     .lora-loom-zone .counts { color: var(--soft); font-size: 11px; line-height: 16px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
     .lora-loom-strip .scroll { flex: 1 1 0; min-height: 104px; overflow-y: auto; overflow-x: hidden; border-radius: 8px; background: var(--field); scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
     .lora-loom-strip .room { position: relative; }
     .lora-loom-strip .item { position: absolute; top: 0; left: 0; height: 52px; display: flex; gap: 8px; align-items: center; padding: 3px 6px; box-sizing: border-box; cursor: pointer; contain: strict; border-radius: 6px; }
     .lora-loom-strip .item:hover { background: var(--hover); }
+    .lora-loom-strip .scroll:focus-visible .current { outline: 2px solid var(--text); outline-offset: -3px; }
     .lora-loom-strip .item img { width: 46px; height: 46px; object-fit: cover; border-radius: 4px; flex: none; background: var(--panel); }
     .lora-loom-strip .item span { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; overflow-wrap: anywhere; }
     .lora-loom-strip .none { color: var(--soft); font-style: italic; }
     .lora-loom-strip .hint { color: var(--soft); text-align: center; padding: 16px 10px; }`;
 
-let there = false;
-export function nodeStyle() {
-    if (there) return;
-    there = true;
-    const style = document.createElement("style");
-    style.textContent = NODE_STYLE;
-    document.head.append(style);
-}
+export const nodeStyle = () => addStyle("dataset", NODE_STYLE);

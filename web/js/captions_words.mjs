@@ -1,5 +1,5 @@
 // What the upload and the caption editor say, in the page's language.
-import { setting } from "./settings.mjs";
+import { chinese } from "./settings.mjs";
 
 const WORDS = {
     en: {
@@ -20,7 +20,7 @@ const WORDS = {
         willReplace: "Auto Caption's “existing” is set to replace: its next run writes over these captions. Set it to keep.",
         conflict: (theirs, both) => `The folder has changed on disk since it was opened; nothing was saved. Taken over from there: ${theirs}${both ? `; edited in both places: ${both}` : ""}. Save again to write yours.`,
         takeTheirs: (n) => `Take the ${n} from disk`, unsaved: (n) => (n === 1 ? "One edited caption is not saved." : `${n} edited captions are not saved.`), discard: "Discard", stay: "Keep editing",
-        keys: "Arrows move · Space selects · Enter edits · Tab next · Ctrl+A all · Ctrl+Z undo · Ctrl+S save", look: "Look from near", none: "No picture fits the filter.", broken: "cannot be read",
+        keys: "Arrows move · Space selects · Enter edits · Tab next · L looks from near · Ctrl+A all · Ctrl+Z undo · Ctrl+S save", look: "Look from near (L)", none: "No picture fits the filter.", broken: "cannot be read",
     },
     zh: {
         upload: "上传图片…", drop: "或将图片、文件夹、zip 拖到这里", dropNow: "松开即上传", edit: "编辑标注…", cancel: "取消", close: "关闭",
@@ -40,8 +40,8 @@ const WORDS = {
         willReplace: "“自动打标”的“已有标注”设为 replace：下次运行会覆盖这些标注，请改为 keep。",
         conflict: (theirs, both) => `打开之后磁盘上的文件夹有改动，尚未保存。已采用磁盘上的 ${theirs} 处改动${both ? `；有 ${both} 条两边都改过` : ""}。再次保存即写入您的修改。`,
         takeTheirs: (n) => `改用磁盘上的 ${n} 条`, unsaved: (n) => `有 ${n} 条修改尚未保存。`, discard: "放弃", stay: "继续编辑",
-        keys: "方向键移动 · 空格选择 · 回车编辑 · Tab 下一张 · Ctrl+A 全选 · Ctrl+Z 撤销 · Ctrl+S 保存", look: "放大查看", none: "没有符合筛选条件的图片。", broken: "无法读取",
+        keys: "方向键移动 · 空格选择 · 回车编辑 · Tab 下一张 · L 放大 · Ctrl+A 全选 · Ctrl+Z 撤销 · Ctrl+S 保存", look: "放大查看（L）", none: "没有符合筛选条件的图片。", broken: "无法读取",
     },
 };
 
-export const words = () => WORDS[String(setting("Comfy.Locale") ?? "en").startsWith("zh") ? "zh" : "en"];
+export const words = () => WORDS[chinese() ? "zh" : "en"];

@@ -2,13 +2,14 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { GridPanel, HEIGHT } from "./choose_panel.mjs";
+import { root } from "./graph.mjs";
+import { addView, after, living } from "./node.mjs";
 import { recentGrids } from "./runs_api.mjs";
+import { list, widgetOf } from "./widgets.mjs";
 
 const NODE = "ChooseCheckpoint", UI = "lora_loom_grid";
 const KEPT = "lora_loom_grid";  // the node's property: the run and the grid that it has shown last
 const panels = new Set();
-
-const root = () => app.rootGraph ?? app.graph;
 
 // Node ids are small numbers that every workflow has: it is ours by the workflow's id, and for programs, which send none, where it shows that run or nothing yet.
 function mine({ node, layout }, drawing) {
@@ -49,12 +50,14 @@ api.addEventListener("lora_loom.cell", ({ detail }) => {
         else attach(panel);  // it began before this page was there
     }
 });
+// A node that ComfyUI takes from its cache draws nothing, and pages of 2025 are told no more of it than this: what hindered an earlier run is over.
+api.addEventListener("execution_cached", ({ detail }) => {
+    const cached = new Set((detail?.nodes ?? []).map((id) => String(id).split(":").at(-1)));
+    for (const panel of panels) if (cached.has(String(panel.node.id))) panel.recovered();
+});
 // a run that began after the page was loaded can be chosen as well
 api.addEventListener("lora_loom.ended", ({ detail }) => {
-    for (const { node } of panels) {
-        const values = node.widgets?.find((widget) => widget.name === "run")?.options?.values;
-        if (detail.run && Array.isArray(values) && !values.includes(detail.run)) values.splice(1, 0, detail.run);
-    }
+    if (detail.run) for (const { node } of panels) list(widgetOf(node, "run"), detail.run, 1);
 });
 api.addEventListener("reconnected", () => { for (const panel of panels) attach(panel); });
 
@@ -71,39 +74,20 @@ app.registerExtension({
     nodeCreated(node) {
         if (node.comfyClass !== NODE || !node.addDOMWidget) return;
         const panel = new GridPanel(node);
-        panels.add(panel);
         scrolling(panel);
-        const widget = node.addDOMWidget(UI, UI, panel.element, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT });
-        widget.serialize = false;
-        const choice = panel.widget, typed = choice?.callback;
-        if (choice) {
-            choice.callback = function (...values) {
-                const answer = typed?.apply(this, values);
-                panel.render();
-                return answer;
-            };
-        }
-        node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], node.computeSize()[1] + 120)]);  // room for a third row of pictures
-        const configure = node.onConfigure, removed = node.onRemoved, added = node.onAdded, executed = node.onExecuted;
-        node.onConfigure = function (...values) {
-            const answer = configure?.apply(this, values);
-            setTimeout(() => attach(panel));  // when the graph has its id
-            return answer;
-        };
-        node.onExecuted = function (output, ...rest) {
-            executed?.call(this, output, ...rest);
+        addView(node, UI, panel.element, { width: 400, height: HEIGHT });
+        node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1] + 120)]);  // room for a third row of pictures
+        if (panel.widget) after(panel.widget, "callback", () => panel.render());
+        after(node, "onConfigure", () => setTimeout(() => attach(panel)));  // when the graph has its id
+        after(node, "onExecuted", (output) => {
             const [found] = output?.[UI] ?? [];
             if (!found) return;
             keep(node, found.run, found.grid);
             if (panel.take(found)) panel.load(found.run, found.grid);  // of the cache, perhaps, while another grid is shown
-        };
-        node.onAdded = function (...values) {
+        });
+        living(node, () => {
             panels.add(panel);
-            return added?.apply(this, values);
-        };
-        node.onRemoved = function (...values) {
-            panels.delete(panel);
-            return removed?.apply(this, values);
-        };
+            return () => panels.delete(panel);
+        });
     },
 });

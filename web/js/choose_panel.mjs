@@ -3,16 +3,17 @@ import { app } from "../../scripts/app.js";
 import { chooseStyle } from "./choose_style.mjs";
 import { neighbour, openView } from "./choose_view.mjs";
 import { words } from "./choose_words.mjs";
-import { refold } from "./fold.mjs";
+import { here, valueOf } from "./graph.mjs";
 import { el } from "./modal.mjs";
 import { cellUrl, gridOf, keepCheckpoint } from "./runs_api.mjs";
 import { say } from "./settings.mjs";
+import { setValue, widgetOf } from "./widgets.mjs";
 
 export const HEIGHT = 320;  // pixels of the graph that the grid keeps, whatever it shows
 const LOOK = '<svg viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round"><circle cx="7" cy="7" r="4.5"/><path d="m10.5 10.5 4 4"/></svg>';
 
 // "run/file @ strength", as nodes/choose.py reads it.
-export function readChoice(text) {
+function readChoice(text) {
     const found = /^([^/]+)\/(.+)@([^@]+)$/.exec(text ?? "");
     return found && { run: found[1].trim(), file: found[2].trim(), strength: Number(found[3]) };
 }
@@ -47,9 +48,11 @@ export class GridPanel {
         this.render();
     }
 
-    get widget() { return this.node.widgets?.find((widget) => widget.name === "choice"); }
+    get widget() { return widgetOf(this.node, "choice"); }
 
-    get choice() { return readChoice(this.widget?.value); }
+    get chosen() { return valueOf(here(this.node), "choice") ?? ""; }
+
+    get choice() { return readChoice(this.chosen); }
 
     // What the server says of a drawing: as an event, or asked for later. True where the layout has to be fetched.
     take(state) {
@@ -58,6 +61,12 @@ export class GridPanel {
         if (layout) this.lay(layout);
         this.render();
         return this.layout?.id !== state.grid || this.layout.run !== state.run;
+    }
+
+    recovered() {
+        if (!this.state.error) return;
+        this.state = { ...this.state, status: "finished", error: "" };
+        this.render();
     }
 
     // A grid as it lies on disk, the newest of the run without an id. False where it is gone.
@@ -132,7 +141,7 @@ export class GridPanel {
         const done = layout ? layout.drawn.flat().filter(Boolean).length : 0, total = layout ? layout.drawn.flat().length : 0;
         this.element.dataset.status = s.status ?? "";
         this.title.textContent = (layout ? w[s.status] ?? w.finished : w.choose) + (layout ? ` · ${layout.run}` : "");
-        this.title.title = layout?.run ?? "";
+        this.title.title = this.title.textContent;
         this.numbers.textContent = total ? `${done} / ${total}` : "";
         this.bar.style.width = total ? `${(100 * done) / total}%` : "0";
         const handed = s.handed && !s.chosen ? s.handed : null;
@@ -141,7 +150,7 @@ export class GridPanel {
             cell.classList.toggle("handed", !choice && this.is(handed, r, c));
             cell.setAttribute("aria-selected", String(this.isChosen(r, c)));
         }));
-        this.clear.hidden = !this.widget?.value;
+        this.clear.hidden = !this.chosen;
         this.tell(w, s, layout, choice);
     }
 
@@ -151,7 +160,7 @@ export class GridPanel {
         if (choice && layout && choice.run === layout.run && stepOf(choice.file) !== undefined) {
             const goesOn = s.chosen && s.handed && s.handed.file === choice.file && s.handed.strength === choice.strength;
             lines.push(["", `${w.chosen(w.at(stepOf(choice.file), choice.strength))} · ${goesOn ? w.goesOn : w.pressRun}`]);
-        } else if (this.widget?.value) lines.push(["warning", w.elsewhere(this.widget.value)]);
+        } else if (this.chosen) lines.push(["warning", w.elsewhere(this.chosen)]);
         else if (s.handed && stepOf(s.handed.file) !== undefined) lines.push(["soft", w.none(w.at(stepOf(s.handed.file), s.handed.strength))]);
         for (const note of s.notes ?? []) lines.push(["warning", w.notes[note.id]?.(note) ?? note.text]);
         const key = JSON.stringify(lines);
@@ -161,12 +170,7 @@ export class GridPanel {
     }
 
     setChoice(text) {
-        const { widget, node } = this;
-        if (!widget) return;
-        widget.value = text;
-        widget.callback?.(text);
-        refold(node);
-        node.setDirtyCanvas?.(true, true);
+        if (!setValue(this.node, "choice", text).there) return;
         noteChange();
         this.render();
     }
@@ -176,13 +180,13 @@ export class GridPanel {
         const { layout } = this;
         this.move(row, column);
         if (!layout.drawn[row][column] || this.isChosen(row, column)) return;
-        const { file } = layout.rows[row], before = this.widget?.value ?? "";
+        const { file } = layout.rows[row], before = this.chosen;
         this.setChoice(`${layout.run}/${file} @ ${layout.columns[column].strength}`);
-        const set = this.widget?.value;
+        const set = this.chosen;
         try {
             say("success", words().kept((await keepCheckpoint(layout.run, file)).lora));
         } catch (error) {
-            if (this.widget?.value === set) this.setChoice(before);
+            if (this.chosen === set) this.setChoice(before);
             say("error", error.message);
         }
     }

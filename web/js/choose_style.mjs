@@ -1,9 +1,9 @@
 // The looks of Choose Checkpoint's grid.
-import { THEME } from "./captions_style.mjs";
+import { addStyle, FONT, THEME } from "./theme.mjs";
 
 const STYLE = `
     .loom-choose { ${THEME}
-        position: relative; box-sizing: border-box; height: 100%; min-height: var(--loom-height); font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); }
+        position: relative; box-sizing: border-box; height: 100%; min-height: var(--loom-height); font: 12px/1.4 ${FONT}; color: var(--text); }
     .loom-choose .inside { position: absolute; inset: 2px 0; display: flex; flex-direction: column; gap: 5px; min-height: 0; }
     .loom-choose [hidden] { display: none !important; }
     .loom-choose .head { flex: none; height: 18px; display: flex; gap: 8px; white-space: nowrap; overflow: hidden; }
@@ -46,7 +46,4 @@ const STYLE = `
     .loom-choose :focus-visible { outline: 2px solid var(--text); outline-offset: -2px; }
 `;
 
-export function chooseStyle() {
-    if (document.getElementById("loom-choose-style")) return;
-    document.head.append(Object.assign(document.createElement("style"), { id: "loom-choose-style", textContent: STYLE }));
-}
+export const chooseStyle = () => addStyle("choose", STYLE);

@@ -1,8 +1,10 @@
 // Fills LoRAConfig, and the Train LoRA behind it, from a run's config.yaml or a preset's file.
-import { refold } from "./fold.mjs";
-import { fill, readConfig, say, trainers, words } from "./settings.mjs";
+import { trainersOf } from "./graph.mjs";
+import { readConfig } from "./presets_api.mjs";
+import { say, words } from "./settings.mjs";
+import { fill, widgetOf } from "./widgets.mjs";
 
-export const at = (node, name) => node.widgets?.find((w) => w.name === name)?.value;
+export const at = (node, name) => widgetOf(node, name)?.value;
 
 // The preset and family that the node's values came with. Widgets call back without a choice too: a primitive at each run, an API file as it loads.
 export function settle(node) {
@@ -13,17 +15,14 @@ export function settle(node) {
 export async function fillConfig(node, text, also = []) {
     const found = await readConfig(text);
     if (!found) return false;
-    fill(node, { ...found.LoRAConfig, preset: "default", family: "any" });
+    const values = { ...found.LoRAConfig, preset: "default", family: "any" }, known = widgetOf(node, "init_lora")?.options?.values;
+    if (Array.isArray(known) && values.init_lora && !known.includes(values.init_lora)) {
+        say("error", words().noLora(values.init_lora));
+        values.init_lora = "none";
+    }
+    fill(node, values);
     settle(node);
-    refold(node);
-    const lora = node.widgets.find((w) => w.name === "init_lora"), known = lora?.options?.values;
-    if (Array.isArray(known) && !known.includes(lora.value)) {
-        say("error", words().noLora(lora.value));
-        lora.value = "none";
-    }
-    for (const trainer of new Set([...trainers(node), ...also])) {
-        fill(trainer, { ...found.TrainLoRA, resume: "none" });  // one that goes on keeps the settings that it began with
-        refold(trainer);
-    }
+    // one that goes on keeps the settings that it began with
+    for (const trainer of new Set([...trainersOf(node), ...also])) fill(trainer, { ...found.TrainLoRA, resume: "none" });
     return true;
 }

@@ -1,17 +1,18 @@
 // LoadDataset takes pictures from the user's disk; it and AutoCaption open the caption editor, and AutoCaption shows the captions in small.
 import { app } from "../../scripts/app.js";
-import { folderOf } from "./captions_api.mjs";
 import { openEditor } from "./captions_editor.mjs";
-import { addStrip, refreshStrips } from "./captions_strip.mjs";
-import { addZone } from "./dataset_zone.mjs";
+import { addStrip } from "./captions_strip.mjs";
 import { words } from "./captions_words.mjs";
+import { addZone } from "./dataset_zone.mjs";
+import { refreshFolders } from "./folder_watch.mjs";
+import { folderOf, here, valueOf } from "./graph.mjs";
 import { say } from "./settings.mjs";
 
 async function edit(node, at) {
     const found = folderOf(node);
     if (!found?.folder) return say("error", found ? words().chooseFolder : words().noDataset);
-    const replaces = () => node.comfyClass === "AutoCaption" && node.widgets.find((w) => w.name === "existing")?.value === "replace";
-    if (await openEditor({ ...found, at, replaces })) refreshStrips();
+    const replaces = () => node.comfyClass === "AutoCaption" && valueOf(here(node), "existing") === "replace";
+    if (await openEditor({ ...found, at, replaces })) refreshFolders();
 }
 
 app.registerExtension({

@@ -1,7 +1,7 @@
 // What LoadDataset holds, in small: its first pictures, how many there are, and a mark on those that the report complains of.
-import { folderOf, listSome, thumbnailUrl } from "./captions_api.mjs";
-import { strips } from "./captions_strip.mjs";
+import { listSome, thumbnailUrl } from "./captions_api.mjs";
 import { words } from "./captions_words.mjs";
+import { watchFolder } from "./folder_watch.mjs";
 import { el } from "./modal.mjs";
 import { found, words as reportWords } from "./report_words.mjs";
 
@@ -22,8 +22,7 @@ function problems(report) {
 
 // {element}; a click opens the editor at that picture.
 export function thumbs(node, edit) {
-    const row = el("div", { className: "row", tabIndex: -1 }), counts = el("span", { className: "counts" }), element = el("div", { className: "thumbs" }, row, counts);
-    let asked = "", rows = [];
+    const row = el("div", { className: "row", role: "list" }), counts = el("span", { className: "counts" }), element = el("div", { className: "thumbs" }, row, counts);
 
     function mark() {
         const marked = problems(node.loomReported);
@@ -34,43 +33,30 @@ export function thumbs(node, edit) {
         }
     }
 
-    async function refresh() {
-        const where = folderOf(node);
-        asked = JSON.stringify([where?.folder, where?.source]);
-        const mine = asked;
-        let total = 0, captions = 0;
-        rows = [];
-        if (where?.folder) {
-            try {
-                const page = await listSome(where.folder, where.source, 1000);
-                [rows, total, captions] = [page.pictures, page.total, page.pictures.filter((one) => one.caption).length];
-            } catch {
-                // the folder's own error comes when the node runs
-            }
-        }
-        if (mine !== asked) return;  // another folder has been chosen meanwhile
-        row.replaceChildren(...rows.slice(0, MOST).map((one) => {
-            const picture = el("button", { type: "button", tabIndex: -1, onclick: () => edit(node, one.name) }, el("img", { alt: one.name, loading: "lazy", decoding: "async", draggable: false, src: thumbnailUrl(where.folder, one, 52) }));
+    // the folder's own error comes when the node runs
+    watchFolder(node, element, ({ folder, source }) => listSome(folder, source, 1000), (where, found) => {
+        const pictures = found?.pictures ?? [], total = found?.total ?? 0, captions = pictures.filter((one) => one.caption).length;
+        row.replaceChildren(...pictures.slice(0, MOST).map((one) => {
+            const picture = el("button", { type: "button", tabIndex: -1, "aria-label": one.name, onclick: () => edit(node, one.name) });
+            const broken = () => picture.classList.add("broken");
+            picture.append(el("img", { alt: "", loading: "lazy", decoding: "async", draggable: false, onerror: broken, src: thumbnailUrl(where.folder, one, 52) }));
             return Object.assign(picture, { name: one.name, caption: one.caption });
         }));
-        counts.textContent = where?.folder ? `${reportWords().pictures(total)} · ${words().captioned(captions, Math.min(total, rows.length), total)}` : "";
+        row.firstElementChild?.setAttribute("tabindex", 0);
+        counts.textContent = where ? `${reportWords().pictures(total)} · ${words().captioned(captions, pictures.length, total)}` : "";
         mark();
-    }
-
-    // the folder may be another whenever the node is drawn; asking the graph costs next to nothing
-    const timer = setInterval(() => {
-        if (!element.isConnected || document.hidden) return;
-        const where = folderOf(node);
-        if (asked !== JSON.stringify([where?.folder, where?.source])) refresh();
-    }, 700);
-    const one = { refresh };
-    strips.add(one);
-    const removed = node.onRemoved;
-    node.onRemoved = function (...values) {
-        clearInterval(timer);
-        strips.delete(one);
-        return removed?.apply(this, values);
-    };
+    });
+    row.addEventListener("keydown", (event) => {  // one picture is on the way of Tab; arrows go to the others
+        const all = [...row.children], by = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key], at = all.indexOf(event.target);
+        if (!by || at < 0) return;
+        const next = all[Math.min(all.length - 1, Math.max(0, at + by))];
+        all[at].tabIndex = -1;
+        next.tabIndex = 0;
+        next.focus({ preventScroll: true });
+        next.scrollIntoView({ block: "nearest", inline: "nearest" });
+        event.preventDefault();
+        event.stopPropagation();  // the canvas has its own use for them
+    });
     row.addEventListener("wheel", (event) => {  // sideways, as far as there is room
         if (event.ctrlKey || row.scrollWidth <= row.clientWidth) return;
         const before = row.scrollLeft;

@@ -1,12 +1,14 @@
 // What LoadDataset has below its widgets: buttons for upload and captions, and a place to drop files on. The whole node takes them too.
-import { app } from "../../scripts/app.js";
 import { nodeStyle } from "./captions_style.mjs";
 import { words } from "./captions_words.mjs";
-import { refreshStrips } from "./captions_strip.mjs";
 import { thumbs } from "./dataset_thumbs.mjs";
+import { refreshFolders } from "./folder_watch.mjs";
+import { everyNode, root } from "./graph.mjs";
 import { el } from "./modal.mjs";
-import { everyNode, say } from "./settings.mjs";
+import { addView } from "./node.mjs";
+import { say } from "./settings.mjs";
 import { askName, dragged, droppedFiles, pickFiles, send, showRefused } from "./upload.mjs";
+import { list, setValue, widgetOf } from "./widgets.mjs";
 
 const HEIGHT = 172;  // pixels of the graph, with the margins that a node leaves around an element
 
@@ -67,26 +69,17 @@ export function addZone(node, edit) {
     const before = { over: node.onDragOver, drop: node.onDragDrop };
     node.onDragOver = function (event) { return dragged(event) || Boolean(before.over?.call(this, event)); };
     node.onDragDrop = function (event) { return take(event) || (before.drop?.call(this, event) ?? false); };
-    const widget = node.addDOMWidget("lora_loom_upload", "lora_loom_upload", zone, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT });
-    widget.serialize = false;
-    widget.loomStart = start;
-    node.setSize([Math.max(node.size[0], 300), Math.max(node.size[1], node.computeSize()[1])]);
+    addView(node, "lora_loom_upload", zone, { width: 300, height: HEIGHT, fixed: true }).loomStart = start;
 }
 
 const uploaded = new Set();  // folders that the page's lists of nodes do not know until it is refreshed
 
-function listUploaded(node) {
-    const options = node.widgets?.find((w) => w.name === "folder")?.options, known = options?.values;
-    if (Array.isArray(known)) options.values = [...known, ...[...uploaded].filter((folder) => !known.includes(folder))];
-}
+const listUploaded = (node) => { for (const folder of uploaded) list(widgetOf(node, "folder"), folder); };
 
 // The new folder in every list of folders, and chosen here.
 function choose(node, folder) {
     uploaded.add(folder);
-    for (const other of everyNode(app.graph)) if (other.comfyClass === "LoadDataset") listUploaded(other);
-    const widget = node.widgets.find((w) => w.name === "folder");
-    widget.value = folder;
-    widget.callback?.(folder);
-    node.setDirtyCanvas?.(true, true);
-    refreshStrips();
+    for (const other of everyNode(root())) if (other.comfyClass === "LoadDataset") listUploaded(other);
+    setValue(node, "folder", folder);
+    refreshFolders();
 }

@@ -1,20 +1,23 @@
 // A strip that says what a run will take: parameters, the file's size, and a bar of memory. It keeps its height whatever it says.
-import { THEME } from "./captions_style.mjs";
 import { el } from "./modal.mjs";
-import { size, words } from "./estimate_words.mjs";
+import { words } from "./estimate_words.mjs";
+import { addStyle, FONT, THEME } from "./theme.mjs";
+import { size } from "./units.mjs";
 
 export const HEIGHT = 60;  // pixels of the graph, with the margins that a node leaves around an element
 
 const STYLE = `
     .loom-estimate { ${THEME}
         --base: color-mix(in srgb, var(--soft) 65%, var(--field)); --lora: #8b7cf6; --step: var(--strong);
-        position: relative; box-sizing: border-box; height: 100%; min-height: ${HEIGHT - 12}px; font: 12px/18px Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); }
-    .loom-estimate .inside { position: absolute; inset: 0; display: flex; flex-direction: column; justify-content: center; gap: 4px; padding: 0 2px; overflow: hidden; }
+        position: relative; box-sizing: border-box; height: 100%; min-height: ${HEIGHT - 12}px; font: 12px/18px ${FONT}; color: var(--text); }
+    .loom-estimate .inside { container-type: inline-size; position: absolute; inset: 0; display: flex; flex-direction: column; justify-content: center; gap: 4px; padding: 0 2px; overflow: hidden; }
     .loom-estimate [hidden] { display: none !important; }
     .loom-estimate .line { display: flex; gap: 8px; height: 18px; white-space: nowrap; font-variant-numeric: tabular-nums; }
     .loom-estimate .line b { font-weight: 600; }
     .loom-estimate .line .soft { color: var(--soft); overflow: hidden; text-overflow: ellipsis; min-width: 0; }
     .loom-estimate .line .room { margin-left: auto; flex: none; }
+    .loom-estimate .brief { display: none; }
+    @container (max-width: 320px) { .loom-estimate .full { display: none; } .loom-estimate .brief { display: inline; } .loom-estimate .line { font-size: 11px; gap: 6px; } }
     .loom-estimate .room.over { color: var(--warn); }
     .loom-estimate .bar { flex: none; position: relative; display: flex; height: 10px; border-radius: 5px; background: var(--field); box-shadow: inset 0 0 0 1px var(--line); overflow: hidden; }
     .loom-estimate .bar i { flex: none; height: 100%; transition: width .15s ease-out; }
@@ -22,19 +25,18 @@ const STYLE = `
     .loom-estimate .bar.over .step { background: var(--warn); }
     .loom-estimate .bar u { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--text); opacity: .75; }
     .loom-estimate .legend { display: flex; gap: 10px; height: 14px; font-size: 10px; line-height: 14px; color: var(--soft); white-space: nowrap; overflow: hidden; }
-    .loom-estimate .legend span::before { content: ""; display: inline-block; width: 7px; height: 7px; border-radius: 2px; margin-right: 4px; background: var(--mark); }
+    .loom-estimate .legend > span::before { content: ""; display: inline-block; width: 7px; height: 7px; border-radius: 2px; margin-right: 4px; background: var(--mark); }
     .loom-estimate .hint { color: var(--soft); font-size: 11px; line-height: 15px; display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; overflow: hidden; overflow-wrap: anywhere; }
     .loom-estimate .hint.wrong { border-left: 2px solid var(--wrong); padding-left: 8px; color: var(--text); }
     .loom-estimate.asking .shown { opacity: .55; }
 `;
 
-function styled() {
-    if (!document.getElementById("loom-estimate-style")) document.head.append(Object.assign(document.createElement("style"), { id: "loom-estimate-style", textContent: STYLE }));
-}
+// Two ways to say it: the brief one is for narrow nodes.
+const say = (place, full, brief) => place.replaceChildren(el("span", { className: "full", textContent: full }), el("span", { className: "brief", textContent: brief }));
 
 export class Strip {
     constructor() {
-        styled();
+        addStyle("estimate", STYLE);
         this.parameters = el("b");
         this.file = el("span", { className: "soft" });
         this.room = el("span", { className: "room" });
@@ -67,10 +69,10 @@ export class Strip {
         this.element.classList.remove("asking");
         this.shown.hidden = false;
         this.hint.hidden = true;
-        this.parameters.textContent = w.parameters(found.parameters);
+        say(this.parameters, w.parameters(found.parameters), w.brief(found.parameters));
         this.file.textContent = `· ${w.file(found.file_bytes)}`;
         const over = m && m.free !== null && m.needed > m.free, all = m && Math.max(m.total ?? 0, m.needed);
-        this.room.textContent = m ? w.needs(m.needed, m.total, m.device) : "";
+        say(this.room, m ? w.needs(m.needed, m.total, m.device) : "", m ? w.needs(m.needed, null, m.device) : "");  // the bar says of how much
         this.room.classList.toggle("over", Boolean(over));
         this.bar.classList.toggle("over", Boolean(over));
         const bytes = m ? { base: m.base, lora: m.lora + m.optimizer, step: m.step } : {};
@@ -78,7 +80,8 @@ export class Strip {
         this.free.hidden = !m || m.free === null || m.free >= all;
         if (m) this.free.style.left = `calc(${(100 * m.free) / all}% - 1px)`;
         this.legend.replaceChildren(...(m ? Object.entries(bytes).map(([part, n]) => {
-            const span = el("span", { textContent: `${w[part]} ${size(n)}` });
+            const span = el("span"), [full, brief] = w[part].map((name) => `${name} ${size(n)}`);
+            say(span, full, brief);
             span.style.setProperty("--mark", `var(--${part === "step" && over ? "warn" : part})`);
             return span;
         }) : []));

@@ -1,14 +1,13 @@
 // What the estimate says, in the page's language.
 import { chinese } from "./settings.mjs";
+import { count, size } from "./units.mjs";
 
-const count = (n) => (n >= 1e9 ? `${(n / 1e9).toFixed(2)} B` : n >= 1e6 ? `${(n / 1e6).toFixed(1)} M` : n >= 1e3 ? `${(n / 1e3).toFixed(0)} k` : `${n}`);
-export const size = (bytes) => (bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GB` : bytes >= 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB` : `${Math.ceil(bytes / 1024)} KB`);
 
 const WORDS = {
     en: {
         noTrainer: "Connect config to a Train LoRA: it says what the training will take.", noModel: "Choose a checkpoint in front of Train LoRA: it says what the training will take.",
-        asking: "Looking at the model…", parameters: (n) => `${count(n)} parameters`, file: (n) => `file ${size(n)}`, unknown: "unknown", memory: "memory",
-        layers: (n) => `${n} layers are trained`, base: "base model", lora: "LoRA and optimizer", step: "a step", needs: (n, of, device) => `${device} ${size(n)}${of ? ` / ${size(of)}` : ""}`,
+        asking: "Looking at the model…", parameters: (n) => `${count(n)} parameters`, brief: (n) => `${count(n)} values`, file: (n) => `file ${size(n)}`, unknown: "unknown", memory: "memory",
+        layers: (n) => `${n} layers are trained`, base: ["base model", "base"], lora: ["LoRA and optimizer", "LoRA"], step: ["a step", "step"], needs: (n, of, device) => `${device} ${size(n)}${of ? ` / ${size(of)}` : ""}`,
         tip: (m) => `About ${size(m.needed)}: base model ${size(m.base)}, LoRA and optimizer ${size(m.lora + m.optimizer)}, a step ${size(m.step)}.`
             + (m.free === null ? "" : ` Free for it: ${size(m.free)} of ${size(m.total)}.`),
         tooMuch: (m) => `About ${size(m.needed)} are needed, ${size(m.free)} are free`,
@@ -19,8 +18,8 @@ const WORDS = {
     },
     zh: {
         noTrainer: "把 config 连到 Train LoRA，这里会显示训练需要多少资源。", noModel: "请在 Train LoRA 前面选择模型，这里会显示训练需要多少资源。",
-        asking: "正在查看模型…", parameters: (n) => `${count(n)} 个可训练参数`, file: (n) => `文件 ${size(n)}`, unknown: "未知", memory: "内存",
-        layers: (n) => `训练 ${n} 层`, base: "基础模型", lora: "LoRA 与优化器", step: "每步", needs: (n, of, device) => `${device === "GPU" ? "显存" : "内存"} ${size(n)}${of ? ` / ${size(of)}` : ""}`,
+        asking: "正在查看模型…", parameters: (n) => `${count(n)} 个可训练参数`, brief: (n) => `${count(n)} 参数`, file: (n) => `文件 ${size(n)}`, unknown: "未知", memory: "内存",
+        layers: (n) => `训练 ${n} 层`, base: ["基础模型", "基础"], lora: ["LoRA 与优化器", "LoRA"], step: ["每步", "每步"], needs: (n, of, device) => `${device === "GPU" ? "显存" : "内存"} ${size(n)}${of ? ` / ${size(of)}` : ""}`,
         tip: (m) => `约 ${size(m.needed)}：基础模型 ${size(m.base)}，LoRA 与优化器 ${size(m.lora + m.optimizer)}，每步 ${size(m.step)}。`
             + (m.free === null ? "" : `可用 ${size(m.free)}，共 ${size(m.total)}。`),
         tooMuch: (m) => `约需 ${size(m.needed)}，可用 ${size(m.free)}`,

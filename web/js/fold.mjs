@@ -1,4 +1,5 @@
 // A node's rare settings on the classic canvas: folded away behind a button that counts those which differ from their defaults.
+import { after } from "./node.mjs";
 import { words } from "./settings.mjs";
 
 // Values or the node's state may have changed: the button says how many of the folded ones are not as they come.
@@ -28,14 +29,7 @@ export function fold(node) {
     }, { canvasOnly: true, serialize: false });
     button.serialize = false;
     node.loomFold = { button, rare, defaults: Object.fromEntries(rare.map((w) => [w.name, inputs[w.name]?.[1]?.default])) };
-    for (const hook of ["onConfigure", "onWidgetChanged"]) {
-        const before = node[hook];
-        node[hook] = function (...values) {
-            const answer = before?.apply(this, values);
-            refold(this);
-            return answer;
-        };
-    }
+    for (const hook of ["onConfigure", "onWidgetChanged"]) after(node, hook, () => refold(node));
     refold(node);
     node.setSize([node.size[0], node.computeSize()[1]]);
 }

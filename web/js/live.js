@@ -1,22 +1,23 @@
 // TrainLoRA's live panel: which training a node shows, after a reload, in another workflow or another browser too.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { root } from "./graph.mjs";
 import { watchBefore } from "./live_before.mjs";
 import { HEIGHT, Panel } from "./live_panel.mjs";
+import { addView, after, living } from "./node.mjs";
 import { trainings } from "./runs_api.mjs";
+import { widgetOf } from "./widgets.mjs";
 
 const EVENTS = ["preparing", "warnings", "started", "progress", "memory", "estimate", "sample", "checkpoint", "saved", "step_skipped", "out_of_memory", "will_not_fit", "sample_failed",
     "checkpoint_failed", "ended"];
 const KEPT = "lora_loom_run";  // the node's property: the run that it has shown last
 const panels = new Set();
 
-const root = () => app.rootGraph ?? app.graph;
-const nameOf = (node) => node.widgets?.find((w) => w.name === "name")?.value;
 
 // Node ids are small numbers that every workflow has: it is ours by the workflow's id, and for programs, which send none, by the LoRA's name.
 function mine(node, training) {
     if (!node.graph || String(training.node).split(":").at(-1) !== String(node.id)) return false;
-    return training.workflow && training.workflow === root()?.id ? true : training.name === nameOf(node);
+    return training.workflow && training.workflow === root()?.id ? true : training.name === widgetOf(node, "name")?.value;
 }
 
 async function attach(panel) {
@@ -46,27 +47,15 @@ app.registerExtension({
     nodeCreated(node) {
         if (node.comfyClass !== "TrainLoRA" || !node.addDOMWidget) return;
         const panel = new Panel(node);
-        panels.add(panel);
-        let before = watchBefore(panel);
-        const widget = node.addDOMWidget("lora_loom_live", "lora_loom_live", panel.element, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT });
-        widget.serialize = false;
-        node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], node.computeSize()[1])]);
-        const configure = node.onConfigure, removed = node.onRemoved, added = node.onAdded;
-        node.onConfigure = function (...values) {
-            const answer = configure?.apply(this, values);
-            setTimeout(() => attach(panel));  // when the graph has its id
-            return answer;
-        };
-        node.onAdded = function (...values) {
+        addView(node, "lora_loom_live", panel.element, { width: 400, height: HEIGHT });
+        after(node, "onConfigure", () => setTimeout(() => attach(panel)));  // when the graph has its id
+        living(node, () => {
+            const stop = watchBefore(panel);
             panels.add(panel);
-            before.stop();
-            before = watchBefore(panel);
-            return added?.apply(this, values);
-        };
-        node.onRemoved = function (...values) {
-            panels.delete(panel);
-            before.stop();
-            return removed?.apply(this, values);
-        };
+            return () => {
+                stop();
+                panels.delete(panel);
+            };
+        });
     },
 });

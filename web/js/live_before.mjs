@@ -1,10 +1,12 @@
 // What the live panel says while nothing has been trained yet: what the run will take, and what the dataset's report complains of.
-import { api } from "../../scripts/api.js";
-import { datasetOf, filtered, requestFor, valuesOf } from "./estimate_graph.mjs";
 import { estimate } from "./estimate_api.mjs";
+import { requestFor } from "./estimate_graph.mjs";
 import { words } from "./estimate_words.mjs";
+import { datasetOf, filtered, here, valuesOf } from "./graph.mjs";
+import { watching } from "./node.mjs";
 import { chinese } from "./settings.mjs";
 import { found as titleOf, said } from "./report_words.mjs";
+import { get } from "./server.mjs";
 
 const LOOK = 400, REST = 400;  // ms
 const REPORT = ["folder", "resolution", "min_size", "caption_source", "trigger_word", "repeats", "flip", "buckets", "masks"];
@@ -37,12 +39,10 @@ async function reportOf(node, values, batch) {
     const drawn = node.loomReported ?? node.loomDrawn, now = JSON.stringify(values);
     if (drawn && !drawnFor.has(drawn)) drawnFor.set(drawn, now);
     if (drawn && drawnFor.get(drawn) === now) return drawn;
-    const response = await api.fetchApi(`/lora_loom/report?${new URLSearchParams({ ...values, batch_size: batch })}`);
-    const found = await response.json().catch(() => ({}));
-    return response.ok ? found : { findings: [{ id: "broken", severity: "error", text: found.error ?? response.statusText, values: {} }], refused: true };
+    return get("report", { ...values, batch_size: batch }).catch((error) => ({ findings: [], refused: error.message }));
 }
 
-// Keeps `panel.before` right for as long as its node shows no run; `stop()` ends it.
+// Keeps `panel.before` right for as long as its node shows no run. What it answers ends it.
 export function watchBefore(panel) {
     const { node } = panel;
     let seen = "", since = 0, asked = "", busy = false;
@@ -51,9 +51,9 @@ export function watchBefore(panel) {
         panel.soon();
     };
     const look = async () => {
-        if (busy || !node.graph || panel.state.status !== "idle" || !panel.element.isConnected || document.hidden || !panel.element.getClientRects().length) return;
+        if (busy || !node.graph || panel.state.status !== "idle" || !panel.element.getClientRects().length) return;
         const dataset = datasetOf(node), question = requestFor(node), values = dataset ? valuesOf(dataset, REPORT) : null;
-        const batch = valuesOf(node, ["batch_size"]).batch_size ?? 1, text = JSON.stringify([question, values]);
+        const batch = valuesOf(here(node), ["batch_size"]).batch_size ?? 1, text = JSON.stringify([question, values]);
         if (text !== seen) [seen, since] = [text, Date.now()];
         if (text === asked || Date.now() - since < REST) return;
         asked = text;
@@ -62,8 +62,8 @@ export function watchBefore(panel) {
             const first = question ? needed(await estimate(question), { filtered: filtered(node) }) : [["", words().noModel]];
             set(first);
             if (!values?.folder) return;
-            const report = await reportOf(dataset, values, batch);
-            const bad = report.refused ? [["error", report.findings[0].text]] : complaints(report);
+            const report = await reportOf(dataset.node, values, batch);
+            const bad = report.refused ? [["error", report.refused]] : complaints(report);
             const repeated = new Set(first.map(([, line]) => line));  // a folder that is missing is said by both
             set([...bad.filter(([, line]) => !repeated.has(line)), ...first]);
         } catch (error) {
@@ -72,6 +72,5 @@ export function watchBefore(panel) {
             busy = false;
         }
     };
-    const timer = setInterval(look, LOOK);
-    return { stop: () => clearInterval(timer) };
+    return watching(panel.element, look, LOOK);
 }

@@ -1,6 +1,7 @@
 // The curves of a run: loss as it is and smoothed, validation, learning rate. However long a run, only so many points are held.
 import uPlot from "./lib/uplot.mjs";
 import { words } from "./live_words.mjs";
+import { number, tick } from "./units.mjs";
 
 const MOST = 1600;  // points; when there are more, neighbours are joined
 const FINE = 2;  // it is drawn this much larger and shown in small, so that it stays sharp where the canvas is zoomed in
@@ -60,9 +61,6 @@ export class Curve {
     }
 }
 
-const short = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 || Math.abs(value) >= 10000 ? value.toExponential(0) : String(Number(value.toPrecision(2))));
-const exact = (value) => (value === null || value === undefined ? "" : Math.abs(value) < 0.001 ? value.toExponential(2) : value.toFixed(4));
-
 // The chart in its place, whose size it takes on. `total` is the run's last step.
 export class Chart {
     constructor(place) {
@@ -83,7 +81,7 @@ export class Chart {
         this.plot = new uPlot({
             ...this.size(), padding: [6 * FINE, 0, 0, 0], legend: { show: false },
             scales: { x: { time: false, range: (u, low, high) => [0, Math.max(this.total, high ?? 0, 1)] }, y: { range: (u, low, high) => range(low, high) }, rate: { range: (u, low, high) => [0, (high || 1) * 1.08] } },
-            axes: [{ ...axis, size: 18 * FINE, gap: 2, space: 50 * FINE }, { ...axis, size: 38 * FINE, gap: 3 * FINE, space: 26 * FINE, values: (u, ticks) => ticks.map(short) }, { ...axis, scale: "rate", side: 1, size: 40 * FINE, gap: 3 * FINE, space: 30 * FINE, grid: { show: false }, values: (u, ticks) => ticks.map((v) => (v ? v.toExponential(Number.isInteger(Number(v.toExponential(4).split("e")[0])) ? 0 : 1) : "")) }],
+            axes: [{ ...axis, size: 18 * FINE, gap: 2, space: 50 * FINE }, { ...axis, size: 38 * FINE, gap: 3 * FINE, space: 26 * FINE, values: (u, ticks) => ticks.map((value) => tick(value, 2)) }, { ...axis, scale: "rate", side: 1, size: 40 * FINE, gap: 3 * FINE, space: 30 * FINE, grid: { show: false }, values: (u, ticks) => ticks.map((v) => (v ? v.toExponential(Number.isInteger(Number(v.toExponential(4).split("e")[0])) ? 0 : 1) : "")) }],
             series: [{}, line(w.loss, "--loom-loss", 1), line(w.smoothed_loss, "--strong", 2), line(w.validation, "--warn", 1.5, { points: { show: true, size: 5 * FINE, fill: css("--warn") } }), line(w.learning_rate, "--loom-rate", 1, { scale: "rate", dash: [4 * FINE, 3 * FINE] })],
             cursor: {
                 y: false, drag: { x: false, y: false }, points: { size: 5 * FINE },
@@ -120,7 +118,7 @@ export class Chart {
         if (i === null || i === undefined || !this.shown?.[0].length) return (this.says.textContent = "");
         const [steps, losses, smoothed, validation, rates] = this.shown.map((column) => column[i]);
         const parts = [[w.loss, losses], [w.smoothed_loss, smoothed], [w.validation, validation], [w.learning_rate, rates]].filter(([, value]) => value !== null && value !== undefined);
-        this.says.textContent = `${w.step(steps, this.total)} · ${parts.map(([name, value]) => `${name} ${exact(value)}`).join(" · ")}`;
+        this.says.textContent = `${w.step(steps, this.total)} · ${parts.map(([name, value]) => `${name} ${number(value)}`).join(" · ")}`;
     }
 }
 

@@ -4,10 +4,11 @@ import { Chart, Curve } from "./live_chart.mjs";
 import { Film } from "./live_film.mjs";
 import { applyFix, fixText } from "./live_fix.mjs";
 import { liveStyle } from "./live_style.mjs";
-import { duration, gigabytes, words } from "./live_words.mjs";
+import { words } from "./live_words.mjs";
 import { el } from "./modal.mjs";
 import { control, curveOf, oneRun } from "./runs_api.mjs";
 import { say } from "./settings.mjs";
+import { duration, gigabytes, number, speed } from "./units.mjs";
 
 export const HEIGHT = 400;  // pixels of the graph that the panel keeps, whatever it shows
 const OVER = new Set(["finished", "stopped", "interrupted", "failed", "lost"]);
@@ -92,7 +93,7 @@ export class Panel {
         if (name === "sample") this.film.add(data.run, this.state.started, data.step, files, data.prompts);
         else if (["preparing", "warnings", "started", "progress", "ended"].includes(name)) this.state = { ...this.state, ...facts };
         else if (name === "saved") this.state.lora = data.lora;
-        else if (name === "memory") this.state.needs = data.text;  // what is in use comes with the progress
+        else if (name === "memory") this.state.needs = data;  // what is in use comes with the progress
         else if (name === "estimate") this.state.estimate = facts;
         else this.state.messages = [...this.state.messages, { id: name, ...facts }].slice(-50);
         if (points) this.curve.add(points);
@@ -114,15 +115,15 @@ export class Panel {
         const w = words(), s = this.state, train = s.phase === "train" || this.over, running = s.status === "running" || s.status === "preparing";
         Object.assign(this.element.dataset, { status: s.status, phase: s.phase ?? "" });
         this.title.textContent = (s.status === "idle" ? w.idle : this.over ? w[s.status] : s.phase ? w[s.phase] : w.preparing) + (s.run ? ` · ${s.run}` : "");
-        this.title.title = s.run;
+        this.title.title = this.title.textContent;
         this.numbers.textContent = s.steps ? w.step(s.step, s.steps) : "";
         const facts = [];
         if (train && s.steps_per_epoch) facts.push(w.epoch((s.step / s.steps_per_epoch).toFixed(1)));
-        if (running && s.steps_per_second) facts.push(w.speed(s.steps_per_second));
+        if (running && s.steps_per_second) facts.push(speed(s.steps_per_second));
         if (running && train) facts.push(w.left(duration(s.eta_seconds ?? 0)));
         if (this.over && s.seconds) facts.push(w.took(duration(s.seconds)));
-        if (s.smoothed_loss ?? s.loss) facts.push(`${w.loss} ${(s.smoothed_loss ?? s.loss).toFixed(4)}`);
-        this.facts.textContent = facts.join(" · ");
+        if (s.smoothed_loss ?? s.loss) facts.push(`${w.loss} ${number(s.smoothed_loss ?? s.loss)}`);
+        this.facts.textContent = this.facts.title = facts.join(" · ");
         this.room.textContent = running && s.memory ? `${s.memory.device} ${gigabytes(s.memory.used)} / ${gigabytes(s.memory.total)}` : "";
         this.bar.style.width = s.steps ? `${(100 * s.step) / s.steps}%` : "0";
         this.chart.draw(this.curve, s.phase === "encode" ? 0 : s.steps);
@@ -150,7 +151,7 @@ export class Panel {
         }
         for (const warning of s.warnings ?? []) lines.push(["warning", warning]);
         if (s.estimate && !this.over) lines.push(["", w.willTake(duration(s.estimate.seconds))]);
-        if (s.needs) lines.push(["", w.estimate(s.needs)]);
+        if (s.needs?.step !== undefined) lines.push(["", w.needs(s.needs)]);
         const key = JSON.stringify(lines);
         if (key === this.told) return;  // a text that is being read or marked stays
         this.told = key;

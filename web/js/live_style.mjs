@@ -1,11 +1,12 @@
 // The looks of the live panel.
-import { THEME } from "./captions_style.mjs";
+import { el } from "./modal.mjs";
+import { addStyle, FONT, THEME } from "./theme.mjs";
 
 const STYLE = `
     .loom-live { ${THEME}
         --loom-loss: color-mix(in srgb, var(--strong) 45%, transparent); --loom-grid: color-mix(in srgb, var(--soft) 28%, transparent); --loom-rate: color-mix(in srgb, var(--soft) 80%, transparent);
-        position: relative; box-sizing: border-box; height: 100%; min-height: var(--loom-height); font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); }
-    .loom-live .inside { position: absolute; inset: 2px 0; display: flex; flex-direction: column; gap: 5px; min-height: 0; }
+        position: relative; box-sizing: border-box; height: 100%; min-height: var(--loom-height); font: 12px/1.4 ${FONT}; color: var(--text); }
+    .loom-live .inside { container-type: inline-size; position: absolute; inset: 2px 0; display: flex; flex-direction: column; gap: 5px; min-height: 0; }
     .loom-live [hidden] { display: none !important; }
     .loom-live .head { flex: none; height: 36px; overflow: hidden; }
     .loom-live .head div { display: flex; gap: 8px; white-space: nowrap; height: 18px; }
@@ -16,6 +17,11 @@ const STYLE = `
     .loom-live .numbers { margin-left: auto; font-variant-numeric: tabular-nums; }
     .loom-live .soft { color: var(--soft); font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; }
     .loom-live .room { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; flex: none; }
+    @container (max-width: 480px) {  /* what is known takes two lines */
+        .loom-live .head { height: 54px; }
+        .loom-live .head div + div { display: block; white-space: normal; height: 36px; }
+        .loom-live .head .room:not(:empty)::before { content: " · "; }
+    }
     .loom-live .done { flex: none; height: 3px; border-radius: 2px; background: var(--field); overflow: hidden; }
     .loom-live .done i { display: block; height: 100%; width: 0; background: var(--strong); }
     .loom-live .chart { flex: 3 1 0; min-height: 84px; position: relative; overflow: hidden; border-radius: 6px; background: var(--field); }
@@ -33,8 +39,7 @@ const STYLE = `
     .loom-live .time input { flex: 1 1 0; min-width: 0; accent-color: var(--strong); margin: 0; }
     .loom-live .time span { flex: none; min-width: 5.5em; text-align: right; color: var(--soft); font-variant-numeric: tabular-nums; }
     .loom-live .buttons { flex: none; display: flex; gap: 6px; }
-    .loom-live .buttons button { font: inherit; color: var(--text); background: var(--field); border: 0; border-radius: 8px; padding: 0 10px; height: 28px; cursor: pointer;
-        flex: 1 1 0; min-width: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+    .loom-live .buttons button { font: inherit; color: var(--text); background: var(--field); border: 0; border-radius: 8px; padding: 0 6px; min-height: 28px; cursor: pointer; flex: 1 1 auto; min-width: 0; overflow-wrap: anywhere; }
     .loom-live .buttons .strong { background: var(--strong); color: var(--strong-text); flex-grow: 2; }
     .loom-live button:hover:not(:disabled) { background: var(--hover); }
     .loom-live button:disabled { opacity: .45; cursor: default; }
@@ -48,7 +53,6 @@ const STYLE = `
 `;
 
 export function liveStyle() {
-    if (document.getElementById("loom-live-style")) return;
-    const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: new URL("./lib/uplot.css", import.meta.url).href });
-    document.head.append(sheet, Object.assign(document.createElement("style"), { id: "loom-live-style", textContent: STYLE }));
+    addStyle("live", STYLE);
+    if (!document.getElementById("loom-uplot")) document.head.append(el("link", { id: "loom-uplot", rel: "stylesheet", href: new URL("./lib/uplot.css", import.meta.url).href }));
 }

@@ -1,6 +1,7 @@
 // ComfyUI's settings page: what new Train LoRA nodes are called and draw, and the units of speeds and sizes.
 import { app } from "../../scripts/app.js";
 import { nameFor } from "./naming.mjs";
+import { after } from "./node.mjs";
 import { setting } from "./settings.mjs";
 import { SIZES, SPEED, SPEEDS, UNITS } from "./units.mjs";
 
@@ -20,15 +21,6 @@ function rename(node) {
 }
 
 const renameAll = () => { for (const node of [...unnamed.keys()]) rename(node); };
-
-function after(object, method, then) {
-    const before = object[method];
-    object[method] = function (...values) {
-        const answer = before?.apply(this, values);
-        then.apply(this, values);
-        return answer;
-    };
-}
 
 function prompts(_name, change, value) {
     const area = document.createElement("textarea");

@@ -2,8 +2,11 @@
 // preset of one's own, and a run's config.yaml or a preset's file that is dropped on the node fills it, and the Train LoRA behind it.
 import { app } from "../../scripts/app.js";
 import { at, fillConfig, settle } from "./config_fill.mjs";
-import { refold } from "./fold.mjs";
-import { allPresets, ask, fill, savePreset, say, sure, trainers, words } from "./settings.mjs";
+import { everyNode, here, root, trainersOf, valuesOf } from "./graph.mjs";
+import { after } from "./node.mjs";
+import { allPresets, savePreset } from "./presets_api.mjs";
+import { ask, say, sure, words } from "./settings.mjs";
+import { fill, list, widgetOf } from "./widgets.mjs";
 
 // What a preset says for a family, of this node and of the Train LoRA behind it.
 function says(preset, family) {
@@ -21,29 +24,25 @@ async function choose(node) {
     if (at(node, "preset") !== chosen || at(node, "family") !== family) return;  // another choice has been made
     if (preset?.error) say("error", preset.error);
     if (!preset?.values) {  // what is shown is what the values are from
-        for (const [name, value] of [["preset", was], ["family", wasFamily]]) node.widgets.find((w) => w.name === name).value = value;
-        return node.setDirtyCanvas?.(true, true);
+        return fill(node, { preset: was, family: wasFamily });
     }
     settle(node);
     const values = says(preset, family), before = says(preset, wasFamily);
-    for (const one of [node, ...trainers(node)]) {
+    for (const one of [node, ...trainersOf(node)]) {
         const stays = (w) => byFamily && String(w.value) !== String(before[w.name]);
         fill(one, Object.fromEntries(one.widgets.filter((w) => w.name in values && !stays(w)).map((w) => [w.name, values[w.name]])));
-        refold(one);
     }
 }
 
 async function save(node) {
     const name = (await ask(words().savePreset, words().presetName))?.trim();
     if (!name) return;
-    let answer = await savePreset(name, node);
-    if (answer?.exists && (await sure(words().replace(name)))) answer = await savePreset(name, node, true);
+    const values = valuesOf(here(node));
+    let answer = await savePreset(name, values);
+    if (answer?.exists && (await sure(words().replace(name)))) answer = await savePreset(name, values, true);
     if (!answer?.name) return;
-    for (const other of node.graph._nodes) {
-        const options = other.comfyClass === "LoRAConfig" && other.widgets.find((w) => w.name === "preset").options;
-        if (options && Array.isArray(options.values) && !options.values.includes(answer.name)) options.values.push(answer.name);
-    }
-    node.widgets.find((w) => w.name === "preset").value = answer.name;
+    for (const other of everyNode(root())) if (other.comfyClass === "LoRAConfig") list(widgetOf(other, "preset"), answer.name);
+    fill(node, { preset: answer.name });
     settle(node);
     say("success", words().saved(answer.name));
 }
@@ -87,11 +86,7 @@ app.registerExtension({
             };
         }
         settle(node);
-        const configure = node.onConfigure;
-        node.onConfigure = function (...values) {
-            configure?.apply(this, values);
-            settle(this);
-        };
+        after(node, "onConfigure", () => settle(node));
         const menu = node.getExtraMenuOptions;
         node.getExtraMenuOptions = function (canvas, options) {
             const more = menu?.apply(this, [canvas, options]) ?? [];

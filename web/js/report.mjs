@@ -1,46 +1,39 @@
 // From a report, as trainer/data/report.py gives it, to elements. Names come from users' files: they are set as text, never as HTML.
-import { chinese } from "./settings.mjs";
+import { el } from "./modal.mjs";
 import { found, said, words } from "./report_words.mjs";
+import { chinese } from "./settings.mjs";
+import { addStyle, FONT, THEME } from "./theme.mjs";
 
 const STYLE = `
 .loom-place { position: relative; height: 100%; min-height: 260px; }
-.loom-report { position: absolute; inset: 4px 0 0; box-sizing: border-box; overflow-y: auto; padding: 8px 10px; border: 1px solid var(--border-color); border-radius: 8px;
-    background: var(--component-node-widget-background, var(--comfy-input-bg)); color: var(--input-text); font: 12px/1.45 var(--font-inter, Inter, sans-serif); scrollbar-width: thin; user-select: text;
-    --loom-error: var(--error-text, #f66); --loom-warning: #e3a008; --loom-note: var(--descrip-text); }
+.loom-report { ${THEME}
+    position: absolute; inset: 4px 0 0; box-sizing: border-box; overflow-y: auto; padding: 8px 10px; border: 1px solid var(--line); border-radius: 8px;
+    background: var(--field); color: var(--text); font: 12px/1.45 ${FONT}; scrollbar-width: thin; user-select: text; }
+.loom-report :focus-visible { outline: 2px solid var(--strong); outline-offset: -2px; border-radius: 4px; }
 .loom-report .loom-head { display: flex; flex-wrap: wrap; gap: 2px 9px; align-items: baseline; margin-bottom: 6px; font-size: 11px; }
 .loom-report .loom-head b { font-weight: 600; font-size: 12px; margin-right: auto; }
 .loom-report .loom-head span::before { margin-right: 4px !important; }
 .loom-report .loom-error::before, .loom-report .loom-warning::before, .loom-report .loom-note::before {
-    content: ""; display: inline-block; flex: none; width: 7px; height: 7px; border-radius: 50%; margin-right: 6px; background: var(--loom-note); }
-.loom-report .loom-error::before { background: var(--loom-error); }
-.loom-report .loom-warning::before { background: var(--loom-warning); }
+    content: ""; display: inline-block; flex: none; width: 7px; height: 7px; border-radius: 50%; margin-right: 6px; background: var(--soft); }
+.loom-report .loom-error::before { background: var(--wrong); }
+.loom-report .loom-warning::before { background: var(--warn); }
 .loom-report .loom-buckets { display: grid; grid-template-columns: auto 1fr auto auto; gap: 2px 8px; align-items: center; margin: 0 0 8px;
     font-variant-numeric: tabular-nums; font-size: 11px; }
-.loom-report .loom-buckets i { height: 8px; border-radius: 2px; min-width: 2px; background: var(--p-primary-color, var(--loom-note)); opacity: .75; }
+.loom-report .loom-buckets i { height: 8px; border-radius: 2px; min-width: 2px; background: var(--strong); opacity: .75; }
 .loom-report .loom-buckets span:nth-child(4n + 3) { text-align: right; }
-.loom-report .loom-muted { color: var(--descrip-text); }
-.loom-report details { border-top: 1px solid var(--border-color); }
+.loom-report .loom-muted { color: var(--soft); }
+.loom-report details { border-top: 1px solid var(--line); }
 .loom-report summary { display: flex; align-items: center; padding: 4px 0; cursor: pointer; list-style: none; }
 .loom-report summary::-webkit-details-marker { display: none; }
 .loom-report summary span:first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; margin-right: auto; }
-.loom-report summary::after { content: "\\203a"; margin-left: 8px; color: var(--descrip-text); transition: transform .1s; }
+.loom-report summary::after { content: "\\203a"; margin-left: 8px; color: var(--soft); transition: transform .1s; }
 .loom-report details[open] > summary::after { transform: rotate(90deg); }
 .loom-report details p { margin: 0 0 6px 13px; }
 .loom-report details ul { margin: 0 0 6px 13px; padding: 0; list-style: none; font-size: 11px; }
 .loom-report details li { overflow-wrap: anywhere; }
 `;
 
-function element(kind, className, ...inside) {
-    const made = document.createElement(kind);
-    if (className) made.className = className;
-    made.append(...inside);
-    return made;
-}
-
-function styled() {
-    if (document.getElementById("loom-report-style")) return;
-    document.head.append(Object.assign(document.createElement("style"), { id: "loom-report-style", textContent: STYLE }));
-}
+const element = (kind, className, ...inside) => el(kind, { className }, ...inside);
 
 const percent = (share) => `${Math.round(share * 100)} %`;
 
@@ -81,7 +74,7 @@ function finding(one) {
 
 // Draws the report into its place, which keeps its height: the new nodes would grow with every sentence that is unfolded.
 export function draw(place, report) {
-    styled();
+    addStyle("report", STYLE);
     place.className = "loom-place";
     place.replaceChildren(element("div", "loom-report", head(report), ...(report.buckets.length ? [buckets(report)] : []), ...report.findings.map(finding)));
 }

@@ -1,15 +1,5 @@
 // What the page asks of the server about runs (nodes/runs_routes.py).
-import { api } from "../../scripts/api.js";
-
-async function answer(request) {
-    const response = await request;
-    const found = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }));
-    if (!response.ok) throw new Error(found.error);
-    return found;
-}
-
-const get = (route, values = {}) => answer(api.fetchApi(`/lora_loom/${route}?${new URLSearchParams(values)}`, { cache: "no-store" }));
-const post = (route, body) => answer(api.fetchApi(`/lora_loom/${route}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }));
+import { get, post, urlOf } from "./server.mjs";
 
 export const allRuns = () => get("runs");
 export const oneRun = (name) => get("run", { name });
@@ -22,7 +12,7 @@ export const emptyTrash = () => post("trash/empty", {});
 export const keepCheckpoint = (run, file) => post("run/keep", { run, file });
 
 // `version` makes the address another where a run of the same name is another.
-export const sampleUrl = (name, file, size, version = "") => api.apiURL(`/lora_loom/run/sample?${new URLSearchParams({ name, file, size, v: version })}`);
+export const sampleUrl = (name, file, size, version = "") => urlOf("run/sample", { name, file, size, v: version });
 
 let asked = null;  // one question for all the nodes of a graph that is opened
 
@@ -34,4 +24,4 @@ export function trainings() {
 // Choose Checkpoint's grids (nodes/choose_routes.py). A cell's key stands for all that it was drawn from.
 export const recentGrids = async () => (await get("grids")).grids;
 export const gridOf = (name, id) => get("run/grid", { name, id });
-export const cellUrl = (name, key) => api.apiURL(`/lora_loom/run/cell?${new URLSearchParams({ name, key })}`);
+export const cellUrl = (name, key) => urlOf("run/cell", { name, key });

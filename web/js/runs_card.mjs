@@ -1,8 +1,9 @@
 // A run in the list: its name, where it stands, its curve in small, its best and newest sample, and what can be done with it.
-import { duration, words as states } from "./live_words.mjs";
+import { words as states } from "./live_words.mjs";
 import { el } from "./modal.mjs";
 import { sampleUrl } from "./runs_api.mjs";
-import { ago, moment, number, size, words } from "./runs_words.mjs";
+import { words } from "./runs_words.mjs";
+import { ago, duration, moment, number, size } from "./units.mjs";
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,12 +1,12 @@
 // What a run does to the graph: its LoRA in a loader, itself in Train LoRA's `resume`, its settings in the nodes. Each answers whether it was done.
 import { app } from "../../scripts/app.js";
 import { fillConfig } from "./config_fill.mjs";
-import { refold } from "./fold.mjs";
+import { configOf, everyNode, root } from "./graph.mjs";
 import { words } from "./runs_words.mjs";
-import { everyNode, say } from "./settings.mjs";
+import { say } from "./settings.mjs";
+import { setValue } from "./widgets.mjs";
 
 const LOADERS = ["LoraLoader", "LoraLoaderModelOnly"];
-const root = () => app.rootGraph ?? app.graph;
 const selected = () => Object.values(app.canvas.selected_nodes ?? {});
 const title = (kind) => window.LiteGraph.registered_node_types[kind]?.title ?? kind;
 
@@ -30,16 +30,6 @@ function meant(kind) {
     return null;
 }
 
-// As the user's own choice, also of a file or run that the page's list does not know yet. False where it did not.
-function choose(node, name, value) {
-    const widget = node.widgets.find((w) => w.name === name), known = widget.options?.values, there = !Array.isArray(known) || known.includes(value);
-    if (!there) widget.options.values = [...known, value];
-    widget.value = value;
-    widget.callback?.(value);
-    refold(node);
-    return there;
-}
-
 // Where the user looks: the canvas without the part that the sidebar covers.
 function middle() {
     const { ds, canvas } = app.canvas, box = canvas.getBoundingClientRect(), bar = document.querySelector(".loom-runs")?.getBoundingClientRect();
@@ -61,7 +51,7 @@ function newLoader() {
 
 export async function useLora(lora) {
     const chosen = selected().filter((node) => LOADERS.includes(node.comfyClass));
-    const known = await changing(() => (chosen.length ? chosen : [newLoader()]).map((node) => choose(node, "lora_name", lora)));
+    const known = await changing(() => (chosen.length ? chosen : [newLoader()]).map((node) => setValue(node, "lora_name", lora).known));
     if (known.includes(false)) await (app.reloadNodeDefs ?? app.refreshComboInNodes).call(app);  // a file that is new: other loaders may choose it too
     say("success", chosen.length ? words().usedIn(lora, chosen.length) : words().added(lora));
     return true;
@@ -70,20 +60,13 @@ export async function useLora(lora) {
 export async function resumeRun(name) {
     const trainer = meant("TrainLoRA");
     if (!trainer) return false;
-    await changing(() => choose(trainer, "resume", name));
+    await changing(() => setValue(trainer, "resume", name));
     say("success", words().resumed(name));
     return true;
 }
 
-// The LoRAConfig that its settings come from.
-function configOf(trainer) {
-    const id = trainer.inputs?.find((input) => input.name === "config")?.link ?? -1, link = trainer.graph.getLink?.(id) ?? trainer.graph.links[id];
-    const origin = link && trainer.graph.getNodeById(link.origin_id);
-    return origin?.comfyClass === "LoRAConfig" ? origin : meant("LoRAConfig");
-}
-
 export async function repeatRun(name, config) {
-    const trainer = meant("TrainLoRA"), node = trainer && configOf(trainer);
+    const trainer = meant("TrainLoRA"), node = trainer && (configOf(trainer)?.node ?? meant("LoRAConfig"));
     if (!node || !(await changing(() => fillConfig(node, config, [trainer])))) return false;
     say("success", words().repeated(name));
     return true;
@@ -94,6 +77,6 @@ export function renamedInGraph(from, to) {
     for (const node of everyNode(root())) {
         if (node.comfyClass !== "TrainLoRA") continue;
         if (node.properties?.lora_loom_run === from) node.properties.lora_loom_run = to;
-        if (node.widgets?.find((w) => w.name === "resume")?.value === from) choose(node, "resume", to);
+        if (node.widgets?.find((w) => w.name === "resume")?.value === from) setValue(node, "resume", to);
     }
 }

@@ -1,7 +1,8 @@
 // The curves of several runs in one chart.
 import uPlot from "./lib/uplot.mjs";
-import { number, words } from "./runs_words.mjs";
 import { el } from "./modal.mjs";
+import { words } from "./runs_words.mjs";
+import { number, tick } from "./units.mjs";
 
 export const COLUMNS = ["smoothed_loss", "loss", "validation", "learning_rate", "grad_norm"];
 
@@ -10,8 +11,6 @@ function columnOf(curve, name) {
     if (name === "validation") return [curve.validation.map(([step]) => step), curve.validation.map(([, value]) => value)];
     return [curve.step, curve[name]];
 }
-
-const tick = (value) => (value && (Math.abs(value) < 0.001 || Math.abs(value) >= 10000) ? value.toExponential(0) : String(Number(value.toPrecision(3))));
 
 export class Overlay {
     // runs: [{name, color, curve}]; read(run, text) is told what each run's curve says under the pointer, "" where it is elsewhere.
@@ -35,9 +34,25 @@ export class Overlay {
         if (this.plot && (this.plot.width !== width || this.plot.height !== height)) this.plot.setSize({ width, height });
     }
 
-    show(column) {
+    // The runs' columns of that name, and which of them hold anything: [place, steps, values].
+    take(column) {
         this.columns = this.runs.map((run) => columnOf(run.curve, column));
-        const full = this.columns.map(([steps, values], i) => [i, steps, values]).filter(([, , values]) => values.some((value) => value !== null));
+        return this.columns.map(([steps, values], i) => [i, steps, values]).filter(([, , values]) => values.some((value) => value !== null));
+    }
+
+    // The curves have grown. What is zoomed into stays in sight.
+    follow() {
+        const before = this.lines, full = this.take(this.column), { min, max } = this.plot?.scales.x ?? {}, steps = this.plot?.data[0];
+        if (!this.plot || before !== full.map(([i]) => i).join()) return this.show(this.column);
+        const whole = min <= steps[0] && max >= steps.at(-1);
+        this.plot.setData(uPlot.join(full.map(([, x, y]) => [x, y])), whole);
+        if (!whole) this.plot.setScale("x", { min, max });
+    }
+
+    show(column) {
+        const full = this.take(column);
+        this.column = column;
+        this.lines = full.map(([i]) => i).join();
         this.plot?.destroy();
         this.plot = null;
         this.none.hidden = full.length > 0;
@@ -51,7 +66,7 @@ export class Overlay {
         });
         this.plot = new uPlot({
             ...this.size(), padding: [12, 14, 0, 0], legend: { show: false }, scales: { x: { time: false } },
-            axes: [{ ...axis, size: 26 }, { ...axis, size: 56, values: (u, ticks) => ticks.map(tick) }], series: [{}, ...full.map(line)],
+            axes: [{ ...axis, size: 26 }, { ...axis, size: 56, values: (u, ticks) => ticks.map((value) => tick(value, 3)) }], series: [{}, ...full.map(line)],
             cursor: { drag: { x: true, y: false }, points: { size: 6 } }, hooks: { setCursor: [(u) => this.tell(u)] },
         }, uPlot.join(full.map(([, steps, values]) => [steps, values])), this.element);
     }

@@ -9,7 +9,8 @@ import { fillCard, makeCard } from "./runs_card.mjs";
 import { openCompare } from "./runs_compare.mjs";
 import { HEIGHT, listStyle } from "./runs_style.mjs";
 import { openTrash } from "./runs_trash.mjs";
-import { size, words } from "./runs_words.mjs";
+import { words } from "./runs_words.mjs";
+import { size } from "./units.mjs";
 
 const EVENTS = ["preparing", "started", "progress", "sample", "checkpoint", "saved", "ended"];
 const ORDERS = {

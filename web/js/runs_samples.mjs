@@ -42,6 +42,18 @@ export class Samples {
         else this.place.append(el("p", { className: "soft", textContent: w.noSamples }));
     }
 
+    // There are more of them: the same place again, at the newest step where that was shown.
+    follow() {
+        const anew = new Samples(this.runs), at = this.steps[Number(this.slider.value)], newest = Number(this.slider.value) >= Number(this.slider.max);
+        if (!newest) anew.slider.value = anew.steps.indexOf(at);
+        if (this.every.classList.contains("on")) anew.turn();
+        else if (!newest) anew.draw();
+        const inside = this.element.contains(this.element.getRootNode().activeElement), place = this.slider === this.element.getRootNode().activeElement;
+        this.element.replaceWith(anew.element);
+        if (inside) (place ? anew.slider : anew.every).focus({ preventScroll: true });
+        return anew;
+    }
+
     turn() {
         const on = this.every.classList.toggle("on");
         this.every.setAttribute("aria-pressed", String(on));

@@ -1,7 +1,8 @@
 // What runs were, and their settings side by side: those that differ, or all.
-import { duration, words as states } from "./live_words.mjs";
+import { words as states } from "./live_words.mjs";
 import { el } from "./modal.mjs";
-import { moment, number, size, words } from "./runs_words.mjs";
+import { words } from "./runs_words.mjs";
+import { duration, moment, number, size } from "./units.mjs";
 
 function shown(value) {
     const w = words();

@@ -1,5 +1,5 @@
 // The looks of the list of runs, and of the dialog that compares them.
-import { THEME } from "./captions_style.mjs";
+import { addStyle, FONT, THEME } from "./theme.mjs";
 
 export const HEIGHT = 166;  // of a run in the list, its gap included
 export const COLORS = ["#3b8eea", "#e8833a", "#2fae86", "#d65db1", "#b8941f", "#8b78f2", "#e05263", "#3aa6b9"];  // seen on dark and on light
@@ -12,7 +12,7 @@ const states = (inside) => Object.entries({ running: "--strong", finished: "--lo
 
 const LIST = `
     .loom-runs { ${THEME}
-        height: 100%; min-height: 0; display: flex; flex-direction: column; box-sizing: border-box; font: 12px/1.4 Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; color: var(--text); }
+        height: 100%; min-height: 0; display: flex; flex-direction: column; box-sizing: border-box; font: 12px/1.4 ${FONT}; color: var(--text); }
     .loom-runs [hidden] { display: none !important; }
     .loom-runs button, .loom-runs input, .loom-runs select { font: inherit; color: inherit; box-sizing: border-box; margin: 0; }
     .loom-runs button { background: var(--field); border: 0; border-radius: 8px; padding: 0 10px; min-height: 28px; cursor: pointer; }
@@ -88,7 +88,4 @@ export const COMPARE = `
     ${states(".runs")}
     @media (max-width: 52rem) { dialog.runs { width: 100vw; height: 100vh; max-width: none; border-radius: 0; border: 0; } .runs .all { padding: 0 .6rem .6rem; } .runs th[scope=row] { width: auto; min-width: 5rem; } }`;
 
-export function listStyle() {
-    if (document.getElementById("loom-runs-style")) return;
-    document.head.append(Object.assign(document.createElement("style"), { id: "loom-runs-style", textContent: LIST }));
-}
+export const listStyle = () => addStyle("runs", LIST);

@@ -2,8 +2,9 @@
 import { el, openModal } from "./modal.mjs";
 import { restore } from "./runs_actions.mjs";
 import { emptyTrash } from "./runs_api.mjs";
-import { size, words } from "./runs_words.mjs";
+import { words } from "./runs_words.mjs";
 import { say, sure } from "./settings.mjs";
+import { size } from "./units.mjs";
 
 export function openTrash(panel) {
     const w = words(), { dialog, close } = openModal(w.trashTitle, "small"), list = el("ul", { className: "list" });

@@ -51,21 +51,3 @@ const WORDS = {
 };
 
 export const words = () => WORDS[chinese() ? "zh" : "en"];
-
-export function size(bytes) {
-    const step = [[2 ** 30, "GB"], [2 ** 20, "MB"], [2 ** 10, "KB"]].find(([least]) => bytes >= least);
-    return step ? `${(bytes / step[0]).toFixed(bytes / step[0] < 10 ? 1 : 0)} ${step[1]}` : `${bytes} B`;
-}
-
-const language = () => (chinese() ? "zh" : "en");
-
-export const moment = (seconds) => new Intl.DateTimeFormat(language(), { dateStyle: "medium", timeStyle: "short" }).format(seconds * 1000);
-
-// How long ago, in the largest unit that fits.
-export function ago(seconds) {
-    const past = seconds - Date.now() / 1000, units = [["year", 31_536_000], ["month", 2_592_000], ["day", 86_400], ["hour", 3600], ["minute", 60]];
-    const [unit, length] = units.find(([, least]) => Math.abs(past) >= least) ?? ["minute", 60];
-    return new Intl.RelativeTimeFormat(language(), { numeric: "auto", style: "narrow" }).format(Math.trunc(past / length), unit);
-}
-
-export const number = (value) => (value === null || value === undefined ? "" : value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(2) : value.toFixed(4));

@@ -1,6 +1,5 @@
-// What our extensions say, ask and fill in: words in the page's language, its dialogs, the server's routes, widgets.
+// The page's settings, its messages and its dialogs, and what several of our extensions say, in the page's language.
 import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
 
 const WORDS = {
     en: {
@@ -27,48 +26,15 @@ export function say(severity, detail) {
     app.extensionManager?.toast?.add({ severity, summary: words().failed, detail, life: severity === "error" ? 12000 : 4000 });
 }
 
-async function answerOf(request) {
-    const response = await request;
-    const answer = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }));
-    if (response.ok) return answer;
-    say("error", answer.error);
-    return null;
-}
+// What an answer to be waited for gives; where there is none, what is wrong has been said.
+export const told = (answer) => answer.catch((error) => (say("error", error.message), null));
 
 export async function ask(title, message, defaultValue = "") {
     const dialog = app.extensionManager?.dialog;
     return dialog?.prompt ? dialog.prompt({ title, message, defaultValue }) : window.prompt(message, defaultValue);
 }
 
-// Asked anew each time: presets are files that their owner may edit.
-export const allPresets = async () => (await answerOf(api.fetchApi("/lora_loom/presets"))) ?? {};
-
-export const readConfig = (text) => answerOf(api.fetchApi("/lora_loom/config", { method: "POST", body: text }));
-
 export async function sure(question) {
     const dialog = app.extensionManager?.dialog;
     return dialog?.confirm ? dialog.confirm({ title: words().failed, message: question }) : window.confirm(question);
-}
-
-export function savePreset(name, node, replace = false) {
-    const values = Object.fromEntries(node.widgets.filter((w) => w.serialize !== false).map((w) => [w.name, w.value]));
-    return answerOf(api.fetchApi("/lora_loom/presets", { method: "POST", body: JSON.stringify({ name, values, replace }) }));
-}
-
-export function fill(node, values) {
-    for (const widget of node.widgets) {
-        if (widget.name in values) widget.value = values[widget.name];
-    }
-    node.setDirtyCanvas?.(true, true);
-}
-
-// The Train LoRA nodes that this node's config goes to.
-export function trainers(node) {
-    const links = node.outputs?.[0]?.links ?? [];
-    return links.map((id) => node.graph.getNodeById((node.graph.getLink?.(id) ?? node.graph.links[id])?.target_id)).filter((n) => n?.comfyClass === "TrainLoRA");
-}
-
-// Of a graph and its subgraphs.
-export function everyNode(graph) {
-    return (graph?._nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? everyNode(node.subgraph) : [])]);
 }

@@ -1,9 +1,9 @@
 // Pictures, folders and zips from the user's disk into a new folder of ComfyUI's input folder, and what was left out of them.
-import { api } from "../../scripts/api.js";
 import { words } from "./captions_words.mjs";
 import { el, openModal } from "./modal.mjs";
+import { urlOf } from "./server.mjs";
+import { size } from "./units.mjs";
 
-const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
 export const dragged = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
 
 // [{file, path}] of what was dropped, folders with all that is in them. What was dropped must be asked for before anything else is awaited.
@@ -62,7 +62,7 @@ export function send(files, name, progress, signal) {
         request.onerror = () => resolve({ error: words().lost });
         request.onabort = () => resolve({ error: words().cancelled });
         signal.addEventListener("abort", () => request.abort());
-        request.open("POST", api.apiURL(`/lora_loom/dataset/upload?${new URLSearchParams({ name })}`));
+        request.open("POST", urlOf("dataset/upload", { name }));
         request.send(form);
     });
 }

@@ -1,0 +1,138 @@
+"""What our views take for the graph in front of a node is what a run takes: through subgraphs, reroutes, primitives, bypassed and muted nodes."""
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+
+pytestmark = pytest.mark.browser
+
+
+def by_path(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
+oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+
+
+@pytest.fixture(scope="module", params=host.PAGES)
+def page(request, tmp_path_factory: pytest.TempPathFactory):
+    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    base = tmp_path_factory.mktemp(f"graph_{request.param}")
+    workflows.settle(base)
+    with host.Comfy(path, base, site) as server, sync_api.sync_playwright() as playwright:
+        try:
+            browser, page = workflows.open_page(playwright, server.url, (1500, 1000))
+        except sync_api.Error as error:
+            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
+                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
+            raise
+        yield page
+        browser.close()
+
+
+# Load Dataset -> Filter Dataset -> Auto Caption -> Train LoRA <- LoRA Config, with the toy base; `work` changes it and is given all that it needs.
+ASK = """async (work) => {
+    const {app} = window, ours = "/extensions/comfyui-lora-loom/";
+    const graph = await import(ours + "graph.mjs"), widgets = await import(ours + "widgets.mjs"), {requestFor} = await import(ours + "estimate_graph.mjs");
+    await app.loadGraphData({nodes: [], links: [], last_node_id: 0, last_link_id: 0, version: 0.4});
+    const made = {}, add = (kind, at = app.graph) => { const node = LiteGraph.createNode(kind); node.pos = [400 * at._nodes.length, 100]; at.add(node); return node; };
+    for (const kind of ["ToyBase", "LoadDataset", "FilterDataset", "AutoCaption", "LoRAConfig", "TrainLoRA"]) made[kind] = add(kind);
+    const slot = (node, name) => node.inputs.findIndex((input) => input.name === name);
+    const join = (from, out, to, name) => from.connect(out, to, slot(to, name));
+    const {ToyBase: toy, LoadDataset: load, FilterDataset: filter, AutoCaption: caption, LoRAConfig: config, TrainLoRA: train} = made;
+    for (const [i, name] of ["model", "clip", "vae"].entries()) join(toy, i, train, name);
+    join(load, 0, filter, "dataset"); join(filter, 0, caption, "dataset"); join(caption, 0, train, "dataset"); join(config, 0, train, "config");
+    const widget = (node, name) => node.widgets.find((w) => w.name === name), set = (node, name, value) => { widget(node, name).value = value; };
+    const other = add("LoadDataset");
+    set(load, "folder", "lora_loom_stars"); set(load, "resolution", 128);
+    widgets.list(widget(other, "folder"), "elsewhere"); set(other, "folder", "elsewhere");
+    const reroute = (from, out, to, name) => { const node = add("Reroute"); from.connect(out, node, 0); node.connect(0, to, slot(to, name)); return node; };
+    const one = (kind) => graph.everyNode(app.graph).find((node) => node.comfyClass === kind);  // nodes that go into a subgraph are made anew there
+    const inside = (...nodes) => app.graph.convertToSubgraph(new Set(nodes)).node;
+    const folder = (node) => graph.folderOf(node)?.folder ?? null;
+    const queued = async (name) => {
+        const {output} = await app.graphToPrompt(), value = Object.values(output).find((n) => n.class_type === "LoadDataset" && n.inputs.folder !== "elsewhere").inputs[name];
+        return Array.isArray(value) ? output[value[0]].inputs.value : value;
+    };
+    return await (new Function("g", `return (async () => { with (g) { ${work} } })()`))({...graph, ...widgets, requestFor, app, ...made, toy, load, filter, caption, config, train, other, add, join, slot, widget, set, reroute, one, inside, folder, queued});
+}"""
+
+
+@pytest.mark.parametrize("change, found", [
+    ("", "lora_loom_stars"),
+    ("reroute(load, 0, filter, 'dataset'); reroute(caption, 0, train, 'dataset');", "lora_loom_stars"),
+    ("caption.mode = 4; filter.mode = 4;", "lora_loom_stars"),  # bypassed
+    ("filter.mode = 2;", None),  # muted: nothing comes
+    ("load.mode = 2;", None),
+    ("inside(load);", "lora_loom_stars"),
+    ("inside(load, filter, caption);", "lora_loom_stars"),
+    ("inside(train);", "lora_loom_stars"),
+    ("inside(caption, train);", "lora_loom_stars"),
+    ("inside(caption);", "lora_loom_stars"),  # in and out again
+    ("inside(inside(caption), train);", "lora_loom_stars"),  # one in another
+    ("inside(caption).mode = 4;", "lora_loom_stars"),
+    ("inside(load).mode = 2;", None),
+    ("inside(reroute(load, 0, filter, 'dataset'), filter);", "lora_loom_stars"),
+    ("join(other, 0, filter, 'dataset');", "elsewhere"),
+])
+def test_the_folder_is_found(page, change, found):
+    assert page.evaluate(ASK, f"{change} return [folder(one('TrainLoRA')), folder(one('AutoCaption'))];") == [found, found]
+
+
+@pytest.mark.parametrize("change, found", [
+    ("", 128),
+    ("const p = add('PrimitiveInt'); widget(p, 'value').value = 192; join(p, 0, load, 'resolution');", 192),
+    ("const p = add('PrimitiveInt'); widget(p, 'value').value = 192; reroute(p, 0, load, 'resolution'); inside(load);", 192),
+    ("const p = add('PrimitiveNode'); join(p, 0, load, 'resolution'); p.widgets[0].value = 320;", 320),
+    # a widget that the subgraph shows outside says what is inside
+    ("const p = add('PrimitiveInt'); join(p, 0, load, 'resolution'); const s = inside(load); s.disconnectInput(slot(s, 'resolution')); widget(s, 'resolution').value = 256;", 256),
+])
+def test_a_value_is_that_of_what_is_linked(page, change, found):
+    got = page.evaluate(ASK, f"{change} return [requestFor(train).dataset.resolution, await queued('resolution'), valueOf(datasetOf(train), 'resolution')];")
+    assert got == [found] * 3, "the estimate asks for what a run would take"
+
+
+def test_a_value_is_set_where_it_comes_from(page):
+    got = page.evaluate(ASK, """const p = add('PrimitiveInt'); widget(p, 'value').value = 192; join(p, 0, load, 'resolution');
+        const told = setValue(load, 'resolution', 448), new_one = setValue(load, 'folder', 'not in the list'), none = setValue(load, 'nothing', 1);
+        return [told, new_one, none, [await queued('resolution'), await queued('folder'), widget(other, 'folder').options.values.includes('not in the list')]];""")
+    told, new_one, none, sent = got
+    assert told == {"there": True, "known": True} and new_one == {"there": True, "known": False} and none["there"] is False
+    assert sent == [448, "not in the list", False]
+
+
+def test_configs_know_their_trainers(page):
+    count = "trainersOf(one('LoRAConfig')).length"
+    assert page.evaluate(ASK, f"return {count};") == 1
+    assert page.evaluate(ASK, f"inside(train); return [{count}, Boolean(requestFor(one('TrainLoRA')))];") == [1, True]
+    assert page.evaluate(ASK, f"inside(config); return [{count}, configOf(train).node === one('LoRAConfig')];") == [1, True]
+    assert page.evaluate(ASK, f"const two = add('TrainLoRA'); reroute(config, 0, two, 'config'); inside(two); return {count};") == 2
+    assert page.evaluate(ASK, f"config.mode = 2; return [{count}, configOf(train)];") == [0, None]
+
+
+def test_one_subgraph_at_two_places(page):
+    """Each place has its own values and its own way out."""
+    got = page.evaluate(ASK, """const s = inside(caption), two = LiteGraph.createNode(s.type); app.graph.add(two);
+        const more = add('TrainLoRA'); other.connect(0, two, 0); two.connect(0, more, slot(more, 'dataset'));
+        return [folder(train), folder(more), folder(one('AutoCaption')), everyNode(app.graph).filter((n) => n.comfyClass === 'AutoCaption').length];""")
+    assert got[:2] == ["lora_loom_stars", "elsewhere"] and got[2] in got[:2] and got[3] == 1
+
+
+def test_a_circle_ends(page):
+    assert page.evaluate(ASK, "const a = reroute(load, 0, filter, 'dataset'); const b = add('Reroute'); a.connect(0, b, 0); b.connect(0, a, 0); return [folder(train), ancestors(here(train)).length > 3];") == [None, True]
+
+
+def test_auto_caption_inside_a_subgraph_shows_the_folder_outside(page):
+    page.evaluate(ASK, """const sub = inside(caption); app.canvas.openSubgraph(sub.subgraph, sub); await new Promise((done) => setTimeout(done, 300));
+        const at = one('AutoCaption').pos; app.canvas.ds.scale = 1; [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [200 - at[0], 200 - at[1]]; app.canvas.setDirty(true, true);""")
+    page.locator(".lora-loom-strip .item:visible").first.wait_for(timeout=20_000)
+    assert "Edit 20 captions" in page.locator(".lora-loom-strip:visible button").first.inner_text()

@@ -1,0 +1,53 @@
+// What our extensions do to a node: what follows its hooks, what goes on for as long as it is in a graph, and its elements.
+import { app } from "../../scripts/app.js";
+
+// `then` follows what was there; the answer is that of what was there.
+export function after(object, method, then) {
+    const before = object[method];
+    object[method] = function (...values) {
+        const answer = before?.apply(this, values);
+        then.apply(this, values);
+        return answer;
+    };
+}
+
+// start() answers what stops it again. A node that is moved into a subgraph or back is removed and added.
+export function living(node, start) {
+    let stop = start();
+    after(node, "onAdded", () => {
+        stop?.();
+        stop = start();
+    });
+    after(node, "onRemoved", () => {
+        stop?.();
+        stop = null;
+    });
+}
+
+// `look` every so often, while the element is on the page.
+export function watching(element, look, ms) {
+    const timer = setInterval(() => element.isConnected && !document.hidden && look(), ms);
+    return () => clearInterval(timer);
+}
+
+// Tab goes to controls that the window does not show: the canvas moves until it does.
+function intoSight({ target }) {
+    if (!target.matches(":focus-visible")) return;
+    const { ds, canvas } = app.canvas, box = canvas.getBoundingClientRect(), at = target.getBoundingClientRect(), ROOM = 60;  // what floats over the canvas's edges
+    const by = (low, high, least, most) => (low < least + ROOM ? least + ROOM - low : high > most - ROOM ? Math.max(most - ROOM - high, least + ROOM - low) : 0);
+    const outside = at.left < box.left || at.top < box.top || at.right > box.right || at.bottom > box.bottom;
+    if (!outside) return;
+    ds.offset[0] += by(at.left, at.right, box.left, box.right) / ds.scale;
+    ds.offset[1] += by(at.top, at.bottom, box.top, box.bottom) / ds.scale;
+    app.canvas.setDirty(true, true);
+}
+
+// An element below the node's widgets. It is last and not saved, for the page saves values by their place. `height` is in pixels of the graph, as are all sizes here.
+export function addView(node, name, element, { width = 0, height, fixed = false, ...options }) {
+    const room = { getMinHeight: () => height, ...(fixed ? { getMaxHeight: () => height } : {}) };
+    const widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, ...room, ...options });
+    widget.serialize = false;
+    element.addEventListener("focusin", intoSight);
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], node.computeSize()[1])]);
+    return widget;
+}

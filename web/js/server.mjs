@@ -1,0 +1,29 @@
+// Asking our routes: an answer, or an error in the server's own words.
+import { api } from "../../scripts/api.js";
+
+class Refused extends Error {
+    constructor(message, status) {
+        super(message);
+        this.status = status;
+    }
+}
+
+async function answerOf(route, options) {
+    const response = await api.fetchApi(route, options), said = `${response.status} ${response.statusText}`;
+    const answer = await response.json().catch(() => ({ error: said }));
+    if (!response.ok) throw new Refused(answer?.error ?? said, response.status);
+    return answer;
+}
+
+const address = (route, values) => `/lora_loom/${route}?${new URLSearchParams(values)}`;
+
+export const get = (route, values = {}) => answerOf(address(route, values), { cache: "no-store" });
+
+// `body`: what is sent as JSON, or a text as it is.
+export function post(route, body) {
+    const text = typeof body === "string";
+    return answerOf(`/lora_loom/${route}`, { method: "POST", headers: { "Content-Type": text ? "text/plain" : "application/json" }, body: text ? body : JSON.stringify(body) });
+}
+
+// For pictures, and for what is sent in other ways.
+export const urlOf = (route, values) => api.apiURL(address(route, values));
