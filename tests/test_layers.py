@@ -20,8 +20,8 @@ from peft import LoraConfig, inject_adapter_in_model
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "SMALL", 0)
+def nothing_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "WIDE", 0)
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def test_a_hooked_or_plain_layer_is_not_fused() -> None:
 
 # ---------------------------------------------------------------- activations and recipes
 
-ACTIVATIONS = {"silu": (pointwise.silu, F.silu), "gelu": (pointwise.gelu, F.gelu),
+ACTIVATIONS = {"silu": (lambda x: pointwise._Silu.apply(x, recipe(x)), F.silu), "gelu": (pointwise.gelu, F.gelu),
                "gelu, tanh": (lambda x: pointwise.gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh")),
                "geglu": (pointwise.geglu, lambda x: x.chunk(2, -1)[0] * F.gelu(x.chunk(2, -1)[1]))}
 
@@ -194,6 +194,8 @@ def test_activations_equal_torch(name: str) -> None:
     with counted([x]) as kept:
         ours(x)
     assert kept == [0]
+    if name == "silu":
+        return  # without a recipe it is torch's own
     again = recipe(ours(x))
     assert [t.data_ptr() for t in again.tensors] == [x.data_ptr()] and torch.equal(again.make(*again.tensors), theirs(x))
 
@@ -209,15 +211,17 @@ def test_a_recipe_is_for_the_tensor_as_it_was() -> None:
         assert not hasattr(note(x * 2, Recipe((x,), lambda kept: kept * 2)), "loom_recipe")  # nobody will ask, and x would be held
 
 
-def test_small_tensors_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "SMALL", 100)
-    x = torch.randn(9, 10, requires_grad=True)
-    out = pointwise.silu(x)
-    assert type(out.grad_fn).__name__ == "SiluBackward0" and recipe(out).tensors[0] is out
-    noted = note(x * 2, Recipe((x,), lambda kept: kept * 2))
-    assert recipe(noted).tensors[0] is noted
-    large = torch.randn(10, 10, requires_grad=True)
-    assert recipe(pointwise.silu(large)).tensors[0].data_ptr() == large.data_ptr()
+def test_narrow_networks_keep_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "WIDE", 8)
+    for norm, shape in ((torch.nn.LayerNorm, (3, 7)), (torch.nn.LayerNorm, (3, 8)), (lambda c: torch.nn.GroupNorm(1, c), (3, 7, 2)), (lambda c: torch.nn.GroupNorm(1, c), (3, 8, 2))):
+        layer, x = norm(shape[1]).requires_grad_(False), torch.randn(shape, requires_grad=True)
+        with weights_on_demand(layer, fetch):
+            y = layer(x)
+        assert (recipe(y).tensors[0] is y) == (shape[1] == 7)
+    for activation in (pointwise.gelu, pointwise.geglu):
+        for width in (30, 32):
+            out = activation(torch.randn(2, width, requires_grad=True))
+            assert (recipe(out).tensors[0] is out) == (width == 30)
 
 
 class GEGLU(torch.nn.Module):
@@ -267,8 +271,8 @@ def test_a_norm_an_activation_and_an_adapted_convolution_keep_one_tensor() -> No
 
 # ---------------------------------------------------------------- a whole network
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_whole_step_fast_and_plain(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", [0, 2, 1])
+def test_a_whole_step_fast_and_plain(checkpointing: int) -> None:
     """The toy UNet with everything adapted: the same loss and gradients to 1e-5, and less kept."""
     model = backbone.load("toy_base", "cpu", "fp32")
     generator = torch.Generator().manual_seed(0)
@@ -289,4 +293,4 @@ def test_a_whole_step_fast_and_plain(checkpointing: bool) -> None:
             kept[plain] = count[0]
     for mine, theirs in zip(found[False], found[True]):
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
-    assert kept[False] <= (1.0 if checkpointing else 0.6) * kept[True]
+    assert kept[False] <= {0: 0.6, 2: 0.7, 1: 1.0}[checkpointing] * kept[True]

@@ -53,7 +53,7 @@ class Attempts:
 
     def train(self) -> State:
         """The state that the run ended with. What was learned is saved on every way out."""
-        fitting: Fitting | None = Fitting(self.config.train.gradient_checkpointing)
+        fitting: Fitting | None = Fitting(int(self.config.train.gradient_checkpointing))
         while fitting is not None:
             try:
                 # a host brings its model in as it is, before there is anything of ours in its tree

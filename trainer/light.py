@@ -31,12 +31,12 @@ class Asked:
     text: bool
     dropout: bool
     preservation: bool
-    checkpointing: bool
+    checkpointing: int
     plain: bool
     size: tuple[int, int]  # of the latents, in cells
 
     @classmethod
-    def of(cls, config: LoomConfig, cells: tuple[int, int], checkpointing: bool) -> Asked:
+    def of(cls, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> Asked:
         a = config.adapter
         return cls(a.algorithm, a.target_modules or (a.targets,), a.train_text_encoder, a.dropout > 0, config.loss.preservation > 0, checkpointing,
                    config.train.plain_layers, cells)
@@ -67,13 +67,13 @@ class Light:
         return sum((len(found.theirs) - 1) * config.adapter.rank * self.model.modules(False)["lora_unet"].get_submodule(own).weight.shape[1]
                    for own, found in named if found is not None)
 
-    def memory(self, config: LoomConfig, cells: tuple[int, int], checkpointing: bool, rows: int) -> estimate.Memory:
+    def memory(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int, rows: int) -> estimate.Memory:
         """As estimate.memory says it before the first step, for `rows` pictures of (height, width) latent cells at once."""
         _, values, _ = self.size(config)
         base, free = self.model.memory()
         return estimate.Memory(base, 4 * values, 4 * values + optim.kept_bytes(config.optim, values), rows * self.step(config, cells, checkpointing), free)
 
-    def step(self, config: LoomConfig, cells: tuple[int, int], checkpointing: bool) -> int:
+    def step(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> int:
         known, rank = self._known(config, cells, checkpointing), config.adapter.rank
         if rank not in known and (len(known) < 2 or config.adapter.algorithm not in _LINEAR):
             known[rank] = self._ask(config, cells, checkpointing)
@@ -82,19 +82,19 @@ class Light:
         (low, least), (high, most) = min(known.items()), max(known.items())
         return round(least + (most - least) * (rank - low) / (high - low))
 
-    def prepare(self, config: LoomConfig, cells: tuple[int, int], checkpointing: bool) -> None:
+    def prepare(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> None:
         """Ask for the second rank, so that the next answer comes at once whatever the rank is."""
         known, rank = self._known(config, cells, checkpointing), config.adapter.rank
         if len(known) == 1 and config.adapter.algorithm in _LINEAR:
             other = rank * 4 if rank <= 32 else max(2, rank // 4)
             known[other] = self._ask(config.replace(adapter={"rank": other}), cells, checkpointing)
 
-    def _known(self, config: LoomConfig, cells: tuple[int, int], checkpointing: bool) -> dict[int, int]:
+    def _known(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> dict[int, int]:
         if len(self._steps) > 1000:
             self._steps.clear()
         return self._steps.setdefault(Asked.of(config, cells, checkpointing), {})
 
-    def _ask(self, config: LoomConfig, cells: tuple[int, int], checkpointing: bool) -> int:
+    def _ask(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> int:
         """Bytes that one picture's step holds at most. No random number is drawn that others would miss."""
         model, adapter = self.model, replace(config.adapter, module_dropout=0.0)
         with model.training(config.train.precision, adapter.train_text_encoder, checkpointing, plain=config.train.plain_layers):

@@ -298,7 +298,7 @@ class ComfyModel:
     def memory(self) -> tuple[int, int | None]:
         return int(self.patcher.loaded_size()), int(comfy.model_management.get_free_memory(self.device))
 
-    def _room(self, largest: tuple[int, ...], checkpointing: bool) -> float:
+    def _room(self, largest: tuple[int, ...], checkpointing: int) -> float:
         """Bytes that a step takes beside the weights, roughly: SD1.5 at 256x256 on the CPU took 0.28 (attention) to 0.4 MiB a latent
         cell and byte of its dtype, scratch space included (bench/RESULTS.md); a third of it with checkpointing."""
         if not largest:
@@ -308,7 +308,7 @@ class ComfyModel:
         return area * per_cell / (3 if checkpointing else 1)
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
+    def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
                  offload: bool = False, plain: bool = False) -> Iterator[None]:
         manage = comfy.model_management
         if precision == "auto":
@@ -326,11 +326,16 @@ class ComfyModel:
             for prefix, root in self.modules(text_encoders).items():
                 stack.enter_context(known_as_linear(root))
                 stack.enter_context(weights_on_demand(root, fetch, inplace_inputs=prefix != "lora_unet", plain=plain))
-            if checkpointing:
-                for block in self.unet.modules():
-                    if type(block).__name__ in self.family.checkpointed:
-                        stack.enter_context(replaced_forward(block, checkpointed(block.forward)))
+            for block in self._recomputed(checkpointing):
+                stack.enter_context(replaced_forward(block, checkpointed(block.forward)))
             yield
+
+    def _recomputed(self, every: int) -> list[torch.nn.Module]:
+        """Every so many-th block of each kind that is worth computing again; none for 0."""
+        kinds: dict[str, list[torch.nn.Module]] = {name: [] for name in self.family.checkpointed}
+        for module in self.unet.modules() if every else ():
+            kinds.get(type(module).__name__, []).append(module)
+        return [block for blocks in kinds.values() for block in blocks[::every]]
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)

@@ -201,15 +201,14 @@ class Shapes(ComfyModel):
         return self._held, None
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (), offload: bool = False,
+    def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (), offload: bool = False,
                  plain: bool = False) -> Iterator[None]:
         with ExitStack() as stack:
             for prefix, root in self.modules(text_encoders).items():
                 stack.enter_context(weights_on_demand(root, self.fetch, inplace_inputs=prefix != "lora_unet", plain=plain))
-            for block in self.unet.modules() if checkpointing else ():
-                if type(block).__name__ in self.family.checkpointed:
-                    # the random numbers of this process are somebody else's
-                    stack.enter_context(replaced_forward(block, checkpointed(_as_in_training(block.forward), preserve_rng_state=False)))
+            for block in self._recomputed(checkpointing):
+                # the random numbers of this process are somebody else's
+                stack.enter_context(replaced_forward(block, checkpointed(_as_in_training(block.forward), preserve_rng_state=False)))
             with self.repeated:
                 yield
 

@@ -131,7 +131,7 @@ class DiffusersModel:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
+    def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
                  offload: bool = False, plain: bool = False) -> Iterator[None]:
         self._dtype = _DTYPES[resolve(precision, str(self.device))]
         for part in self.modules(text_encoders).values():
@@ -142,6 +142,8 @@ class DiffusersModel:
             part.to(self.device)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
+            for number, block in enumerate(m for m in self.unet.modules() if getattr(m, "gradient_checkpointing", False)):
+                block.gradient_checkpointing = number % checkpointing == 0
             self.unet.train()  # diffusers checkpoints in train mode alone; these networks have no dropout of their own
         try:
             with ExitStack() as stack:

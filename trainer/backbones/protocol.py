@@ -91,11 +91,11 @@ class TrainableModel(Protocol):
     def release_encoders(self, text_encoders: bool) -> None:
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""
 
-    def training(self, precision: str, text_encoders: bool, checkpointing: bool, largest: tuple[int, ...] = (),
+    def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
                  offload: bool = False, plain: bool = False) -> AbstractContextManager[None]:
         """Everything that is changed for a run, undone on every way out; entered before there are adapters. `largest` is the
         shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it; offload: they keep the base off the device;
-        plain: see layers/on_demand.py."""
+        checkpointing and plain: see fitting.py and layers/on_demand.py."""
 
     def memory(self) -> tuple[int, int | None]:
         """(bytes of the base model on `device`, bytes free there beside it; None where nobody knows), inside `training`."""

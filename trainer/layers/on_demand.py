@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 import torch.nn.functional as F
 
-from . import pointwise
+from . import pointwise, recipes
 from .frozen import Fetch, function_for
 from .low_rank import fusible
 from .recipes import Recipe, note, recipe
@@ -28,10 +28,10 @@ def _layer_norm(layer: torch.nn.LayerNorm, x: torch.Tensor, fetch: Fetch) -> tor
 
 def _again(layer: torch.nn.Module) -> Callable | None:
     """How the layer's output is made once more from its input, which its function keeps."""
-    if isinstance(layer, torch.nn.GroupNorm):
+    if isinstance(layer, torch.nn.GroupNorm) and layer.num_channels >= recipes.WIDE:
         return _group_norm
     if isinstance(layer, torch.nn.LayerNorm) and layer.elementwise_affine and "loom_inplace_input" not in layer.__dict__:
-        return _layer_norm
+        return _layer_norm if layer.normalized_shape[-1] >= recipes.WIDE else None
     return None
 
 

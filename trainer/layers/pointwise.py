@@ -58,14 +58,15 @@ def _geglu(halves: torch.Tensor) -> torch.Tensor:
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    if x.numel() < recipes.SMALL:
-        return F.silu(x)
+    """torch's own where x has no recipe: it keeps x too."""
     source = recipes.recipe(x)
+    if source.tensors[0] is x:
+        return F.silu(x)
     return recipes.note(_Silu.apply(x, source), Recipe(source.tensors, lambda *kept: F.silu(source.make(*kept))))
 
 
 def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
-    if x.numel() < recipes.SMALL:
+    if x.shape[-1] < 4 * recipes.WIDE:
         return F.gelu(x, approximate=approximate)
     source = recipes.recipe(x)
     return recipes.note(_Gelu.apply(x, source, approximate), Recipe(source.tensors, lambda *kept: F.gelu(source.make(*kept), approximate=approximate)))
@@ -73,7 +74,7 @@ def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
 
 def geglu(halves: torch.Tensor, source: Recipe | None = None) -> torch.Tensor:
     """(…, 2n) -> (…, n). source: what makes the halves, where that is known better than they tell."""
-    if halves.numel() < recipes.SMALL:
+    if halves.shape[-1] < 4 * recipes.WIDE:
         return _geglu(halves)
     source = source or recipes.recipe(halves)
     return recipes.note(_Geglu.apply(halves, source), Recipe(source.tensors, lambda *kept: _geglu(source.make(*kept))))

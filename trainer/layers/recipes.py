@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-SMALL = 2**16  # values: below it a tensor is kept as it is, for making it again takes longer than the little memory is worth
+WIDE = 320  # channels, SD's fewest: in narrower networks a tensor is kept as it is, for making it again takes longer than the little memory is worth
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Recipe:
 
 
 def note(tensor: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """The tensor with that remark, where a backward may come that reads it, and where that pays."""
-    if tensor.requires_grad and tensor.numel() >= SMALL:
+    """The tensor with that remark, where a backward may come that reads it."""
+    if tensor.requires_grad:
         tensor.loom_recipe = recipe, tensor._version
     return tensor
 
