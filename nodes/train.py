@@ -80,8 +80,9 @@ class TrainLoRA(io.ComfyNode):
                                              "sample_negative": sample_negative, "sample_seed": sample_seed, "sample_cfg": sample_cfg})
             base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
             training.warn(quality.remarks(base, dataset, config))
+            resume = "" if resume in (None, NONE) else resume  # a run that goes on has all that it needs of init_lora
             result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=training.hooks(),
-                               init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
+                               init_lora=None if resume else folders.lora(config.adapter.init_lora), resume=resume)
             training.ended(result.stopped, result.report, result.path.name)
             trained, trained_clip = base.with_lora(result.lora)
             told = {"run": result.run_folder.name, "lora": result.path.name, "report": result.report, "samples": [path.name for path in result.samples]}

@@ -152,6 +152,8 @@ def load_job(path: str | Path) -> Job:
     """The job that a YAML file describes. Raises LoomError naming the key, the value, the rule and the remedy."""
     path = Path(path).expanduser()
     given = _canonical(mapping(text_of(path), path.name, "lines such as `lora_rank: 16`"), path.name)
+    if given.get("resume"):
+        given.pop("init_lora", None)  # the run's state holds all of it, and the file may be gone
     values = {name: _value(_TABLE[name], value, path.absolute().parent) for name, value in given.items()}
     for name in ("train_data_dir", "base_model"):
         if not values.get(name):

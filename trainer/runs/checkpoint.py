@@ -16,9 +16,9 @@ from ..files import write_whole
 
 FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
-# What may change between a run's start and its resumption: how long it goes on, and what is written when.
+# What may change between a run's start and its resumption: how long it goes on, what is written when, and what is not read again.
 FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("output", None), ("samples", None),
-        ("data", "cache")}
+        ("data", "cache"), ("adapter", "init_lora")}
 
 
 def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
