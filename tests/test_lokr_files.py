@@ -1,8 +1,9 @@
 """LoKr files as LyCORIS makes them, whatever divides their layers: training goes on from them, and what is saved says the same to ComfyUI's loader."""
 from __future__ import annotations
 
-import math
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,49 +17,25 @@ from lora_loom.trainer.hooks import Hooks
 from lora_loom.trainer.job import train
 from lora_loom.trainer.runs.lora_names import read
 from lora_loom.trainer.toy import stars
-from peft.tuners.lokr.layer import factorization
 from safetensors.torch import load_file, save_file
 
 LINEAR, CONV = r"mid_block\.attentions\.0\.transformer_blocks\.0\.ff\.net\.0\.proj$", r"down_blocks\.1\.resnets\.0\.conv1$"
-# LyCORIS's settings of a network, and the tensors that they lead to in the layers of the toy base
-FILES = {
-    "factor": ({"factor": 4}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
-    "factor 8, both": ({"factor": 8, "decompose_both": True}, {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
-    "full": ({"full_matrix": True, "factor": 8}, {"lokr_w1", "lokr_w2"}),
-    "unbalanced": ({"factor": 4, "unbalanced_factorization": True}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
-    "dora": ({"factor": 4, "weight_decompose": True}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b", "dora_scale"}),
-    "dora, both": ({"factor": 8, "decompose_both": True, "weight_decompose": True}, {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "dora_scale"}),
-    "dora, full": ({"full_matrix": True, "weight_decompose": True}, {"lokr_w1", "lokr_w2", "dora_scale"}),
-    "tucker": ({"factor": 4, "use_tucker": True}, {"lokr_w1", "lokr_t2", "lokr_w2_a", "lokr_w2_b"}),
-}
-RANK, ALPHA = 3, 2.0
+
+
+def by_path(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"loom_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+files = by_path("lokr_files")
+FILES, RANK, ALPHA, by_formula = files.FILES, files.RANK, files.ALPHA, files.by_formula
 
 
 @pytest.fixture(scope="module")
 def model() -> backbone.DiffusersModel:
     return backbone.load("toy_base", "cpu", "fp32")
-
-
-def by_formula(base: torch.nn.Module, factor: int = -1, decompose_both: bool = False, full_matrix: bool = False, unbalanced_factorization: bool = False,
-               weight_decompose: bool = False, use_tucker: bool = False) -> dict[str, torch.Tensor]:
-    """A layer's tensors of the shapes that LyCORIS 4 gives them (modules/lokr.py), filled as after some training."""
-    weight, generator = base.weight, torch.Generator().manual_seed(9)
-    (j, k), (m, n) = factorization(weight.shape[0], factor), factorization(weight.shape[1], factor)
-    j, k = (k, j) if unbalanced_factorization else (j, k)
-    kernel = tuple(weight.shape[2:])
-    window = math.prod(kernel)
-    shapes = {"lokr_w1_a": (j, RANK), "lokr_w1_b": (RANK, m)} if decompose_both and RANK < max(j, m) / 2 else {"lokr_w1": (j, m)}
-    if full_matrix:
-        shapes["lokr_w2"] = (k, n, *kernel)
-    elif use_tucker and window > 1:
-        shapes |= {"lokr_t2": (RANK, RANK, *kernel), "lokr_w2_a": (RANK, k), "lokr_w2_b": (RANK, n)}
-    else:
-        shapes |= {"lokr_w2_a": (k, RANK), "lokr_w2_b": (RANK, n * window)}
-    found = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    if weight_decompose:
-        lengths = weight.detach().flatten(1).norm(dim=1)
-        found["dora_scale"] = (lengths * (1 + 0.2 * torch.rand(len(lengths), generator=generator))).reshape(-1, *[1] * (weight.ndim - 1))
-    return {**found, "alpha": torch.tensor(ALPHA)}
 
 
 def by_comfyui(weight: torch.Tensor, found: dict[str, torch.Tensor]) -> torch.Tensor:
