@@ -114,6 +114,26 @@ def test_variants_and_wordings_go_on_where_they_were(model: backbone.DiffusersMo
     assert (tmp_path / "parts" / "runs" / ".cache").is_dir() == cache
 
 
+@pytest.mark.parametrize(("algorithm", "setting"), [("lora", "first.safetensors"), ("dora", "")])
+def test_the_file_that_a_run_began_from_may_be_gone(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, algorithm: str, setting: str) -> None:
+    """Also for a DoRA out of a LoRA, which keeps the lengths that its rows began with; and whatever init_lora says by then."""
+    start = CONFIG.replace(adapter={"dropout": 0.0}, optim={"learning_rate": 5e-2, "scheduler": "constant", "warmup_steps": 0}, train={"steps": 3})
+    first = run(model, dataset, start, tmp_path / "first").path
+    config = CONFIG.replace(adapter={"algorithm": algorithm, "init_lora": "first.safetensors"})
+    whole = train(model, dataset, config, loras_folder=tmp_path / "whole", runs_folder=tmp_path / "whole" / "runs", init_lora=first)
+    seen: list[int] = []
+    hooks = Hooks(progress=lambda now: seen.append(now.step), should_stop=lambda: seen[-1:] == [3])
+    train(model, dataset, config, loras_folder=tmp_path / "parts", runs_folder=tmp_path / "parts" / "runs", init_lora=first, hooks=hooks)
+    lengths = [name for name in load_file(tmp_path / "parts" / "runs" / "toy" / checkpoint.FILE) if name.endswith(".lengths")]
+    assert bool(lengths) == (algorithm == "dora")
+    first.unlink()
+    resumed = train(model, dataset, config.replace(adapter={"init_lora": setting}), loras_folder=tmp_path / "parts", runs_folder=tmp_path / "parts" / "runs",
+                    init_lora=first, resume="toy")
+    assert resumed.losses == whole.losses and resumed.path.read_bytes() == whole.path.read_bytes()
+    assert checkpoint.configured(resumed.run_folder).adapter.init_lora == "first.safetensors"
+    assert whole.losses != run(model, dataset, CONFIG.replace(adapter={"algorithm": algorithm}), tmp_path / "plain").losses
+
+
 def test_a_stopped_run_goes_on_and_may_go_on_longer(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
     config = CONFIG.replace(optim={"scheduler": "constant"})
     seen: list[int] = []

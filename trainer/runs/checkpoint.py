@@ -9,6 +9,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 
 from ..config import LoomConfig
 from ..errors import LoomError
@@ -55,7 +56,7 @@ def configured(run: Path) -> LoomConfig:
     """The configuration that the run was started with."""
     try:
         return LoomConfig.from_yaml((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LoomError) as error:
         raise LoomError(f"resume {run.name!r} has no readable config.yaml ({error}): choose another run") from error
 
 
