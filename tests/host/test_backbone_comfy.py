@@ -147,6 +147,18 @@ def test_predict_equals_comfyuis_sampler(comfy: SimpleNamespace, toy: tuple) -> 
     torch.testing.assert_close(predict(model), by_comfyui(comfy, toy[0], context), rtol=0, atol=5e-4)
 
 
+def test_captions_of_all_lengths_are_answered_as_if_they_were_alone(comfy: SimpleNamespace, toy: tuple) -> None:
+    model = comfy.Model(*toy)
+    noisy, timesteps = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([100, 400, 0, 950])
+    with torch.no_grad():
+        given = model.encode_captions([f"{word} " * (75 * count - 5) for word, count in zip(("red", "blue", "a", "star"), (7, 1, 5, 7))])
+        assert [c.context.shape[1] // 77 for c in given] == [7, 1, 5, 7]
+        whole = model.predict(noisy, timesteps, Batch(noisy, [""] * 4, given), given)
+        for i, own in enumerate(given):
+            row = slice(i, i + 1)
+            torch.testing.assert_close(whole[row], model.predict(noisy[row], timesteps[row], Batch(noisy[row], [""], [own]), [own]), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [
     {}, {"algorithm": "dora", "targets": "all linear+conv"}, {"train_text_encoder": True}, {"algorithm": "dora", "dropout": 0.2, "module_dropout": 0.1},
     *({"algorithm": a, "targets": "all linear+conv", "train_text_encoder": True} for a in ("loha", "lokr", "oft"))], ids=["lora", "dora conv", "text encoder", "dora dropout", "loha", "lokr", "oft"])
