@@ -71,9 +71,8 @@ class Saver:
         self.reserve.release()
         self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
         self._file("latest").unlink(missing_ok=True)
-        if self.config.adapter.algorithm == "dora":
-            with contextlib.suppress(OSError):
-                self._write_for_diffusers(state)
+        with contextlib.suppress(OSError):
+            self._write_for_diffusers(state)
         if state.step >= state.steps:  # last: a kill before this costs no more than the steps since the last save
             with contextlib.suppress(OSError):
                 checkpoint.remove(self.run)
@@ -118,7 +117,7 @@ class Saver:
         return export.metadata(self.model, self.dataset, self.config, state.step)
 
     def _write_for_diffusers(self, state: State) -> None:
-        """A DoRA's second file, in a folder and under a name that diffusers' load_lora_weights takes as it is."""
+        """The second file of what diffusers cannot read in the first, in a folder and under a name that its load_lora_weights takes as it is."""
         with state.shown():
             tensors = export.for_diffusers(state.adapters, self.config)
         if tensors:
