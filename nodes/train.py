@@ -47,7 +47,7 @@ class TrainLoRA(io.ComfyNode):
                 widget(io.Int, "seed", default=train.seed, min=0, max=2**63 - 1, control_after_generate=False,
                        tooltip="The same seed, data and settings give the same LoRA."),
                 widget(io.String, "name", default=LoomConfig().output.name,
-                       tooltip="File name of the LoRA in output/loras. One that exists is never overwritten: the new file gets a number."),
+                       tooltip="File name of the LoRA in output/loras. Another run's is never overwritten: the new file gets a number."),
                 widget(io.Combo, "resume", options=[NONE, *folders.run_names()], default=NONE, optional=True, advanced=True,
                        tooltip="A run that was stopped or that crashed goes on where its last save left it, with the settings that it began with."),
                 widget(io.Int, "sample_steps", default=samples.sample_steps, min=0, max=1_000_000, optional=True,

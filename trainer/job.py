@@ -176,7 +176,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         begins = {"steps": steps, "steps_per_epoch": steps_per_epoch(training, config, model.family), "plan": words}
         hooks.event("started", {"run": run.name, "step": begun, **begins})
         kept = record.Record(run, **begins, family=model.family.id, model=model.name, pictures=len(training.pictures), host=hooks.about)
-        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts)
+        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts, kept)
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
         with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(config.train.seed)
@@ -199,7 +199,8 @@ def _trained(kept: record.Record, saver: Saver, begin: Callable[[], Attempts]) -
             attempts = begin()
             state = attempts.train()
         finally:
-            end.update(lora=saver.path.name if saver.path else "", best=saver.best, **reading.in_small(saver.run))
+            name = saver.path.name if saver.path else kept.facts.get("lora", "")
+            end.update(lora=name, best=saver.best, **({"final": name} if saver.path else {}), **reading.in_small(saver.run))
         report = _report(state, config, saver, [*attempts.notes(), *remarks_on(config, state.steps, saver.model.device)])
         end.update(stopped=state.step < state.steps, report=report)
     return Result(saver.path, saver.lora, state.history, state.step, state.step < state.steps, saver.run, report, attempts.pictures.newest)

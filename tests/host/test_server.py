@@ -382,15 +382,22 @@ def test_a_cancelled_run_goes_on_where_it_was(comfy):
             pressed.append(1)
             comfy.post("/interrupt", {})
 
-    config = {"dropout": 0.2}
+    good_run(comfy)
+    first = comfy.base / "output" / "loras" / "begin.safetensors"
+    shutil.copy(sorted(first.parent.glob("small*.safetensors"))[0], first)
+    config = {"dropout": 0.2, "init_lora": first.name}
+    well(comfy.run(training(steps=40, name="undisturbed", config=config)))
     outcome = comfy.run(training(steps=40, name="goes_on", config=config), on_message=press)
     assert outcome.ending == "execution_interrupted"
     assert "goes_on" in comfy.get("/object_info/TrainLoRA")["TrainLoRA"]["input"]["optional"]["resume"][1]["options"]
     other = comfy.run(training(steps=40, name="goes_on", config={"dropout": 0.3}, resume="goes_on"))
     assert other.ending == "execution_error" and "dropout is 0.3, was 0.2" in other.error, other.error
+    first.unlink()
+    gone = comfy.run(training(steps=40, name="anew", config={**config, "dropout": 0.1}))
+    assert gone.ending == "execution_error" and "init_lora 'begin.safetensors' is not there" in gone.error, gone.error
     well(comfy.run(training(steps=40, name="goes_on", config=config, resume="goes_on")))
-    well(comfy.run(training(steps=40, name="undisturbed", config=config)))
-    resumed, whole = load_file(lora_file(comfy, "goes_on_2")), load_file(lora_file(comfy, "undisturbed"))
+    assert not lora_file(comfy, "goes_on_2").exists()
+    resumed, whole = load_file(lora_file(comfy, "goes_on")), load_file(lora_file(comfy, "undisturbed"))
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
     assert len((comfy.base / "output" / "lora_loom" / "goes_on" / "metrics.jsonl").read_text().splitlines()) == 40
 

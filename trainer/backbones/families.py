@@ -84,7 +84,8 @@ _FLUX_NAMES: tuple[Named, ...] = (
 )
 _CHROMA_NAMES: tuple[Named, ...] = (
     *_FLUX_NAMES, Named(r"distilled_guidance_layer\.(in|out)_proj", apart=True),  # its reader of LoRAs knows none of these
-    *(_as(rf"(distilled_guidance_layer\.layers\.\d+)\.{own}", rf"\1.{theirs}", apart=True) for own, theirs in (("in_layer", "linear_1"), ("out_layer", "linear_2"))),
+    *(_as(rf"(distilled_guidance_layer\.layers\.\d+)\.{own}", rf"\1.{theirs}", apart=True)
+      for own, theirs in (("in_layer", "linear_1"), ("out_layer", "linear_2"))),
 )
 _FLUX2_NAMES: tuple[Named, ...] = (
     *_DOUBLE_NAMES,
