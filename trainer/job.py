@@ -28,6 +28,7 @@ from .hooks import Hooks, Progress
 from .names import check_name
 from .objective import noise_levels
 from .runs import checkpoint, export, logs, lora_names, reading, record, store
+from .runs.held import Hold
 from .runs.saver import Saver
 from .state import State, Written, adapters_in
 from .validation import divided
@@ -165,9 +166,10 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         config = config.replace(adapter={"init_lora": checkpoint.configured(Path(runs_folder) / resume).adapter.init_lora})
         first = adapters_in(written)
     reserve = store.Reservation(Path(loras_folder), _file_size(model, config, first))
-    log = None
+    log = hold = None
     try:
         run = Path(runs_folder) / resume if resume else store.new_run(Path(runs_folder), config.output.name)
+        hold = Hold(run)
         (run / "checkpoints").mkdir(exist_ok=True)
         words, begun = plan(model.family, dataset, config, model.device), len(written[1]["history"]) if written else 0
         write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
@@ -188,6 +190,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         reserve.release()
         if log is not None:
             log.close()
+        if hold is not None:
+            hold.release()
             store.drop_if_empty(run)
 
 

@@ -20,6 +20,8 @@ import yaml
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 import torch  # noqa: E402
 from lora_loom.trainer.config import LoomConfig  # noqa: E402
+from lora_loom.trainer.runs import record  # noqa: E402
+from lora_loom.trainer.runs.held import Hold  # noqa: E402
 from lora_loom.trainer.toy import stars  # noqa: E402
 from lora_loom.trainer.toy.demo import CONFIG as DEMO  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -400,6 +402,24 @@ def test_a_cancelled_run_goes_on_where_it_was(comfy):
     resumed, whole = load_file(lora_file(comfy, "goes_on")), load_file(lora_file(comfy, "undisturbed"))
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
     assert len((comfy.base / "output" / "lora_loom" / "goes_on" / "metrics.jsonl").read_text().splitlines()) == 40
+
+
+def test_a_run_that_another_process_trains_is_not_taken_for_a_broken_one(comfy):
+    good_run(comfy)
+    runs = comfy.base / "output" / "lora_loom"
+    home = runs / "from the command line"
+    shutil.copytree(next(path for path in runs.iterdir() if (path / record.FILE).is_file()), home)
+    facts = record.read(home)
+    (home / record.FILE).write_text(json.dumps({**facts, "name": home.name, "status": "running", "ended": None}))
+    told = lambda: next(found for found in comfy.get("/lora_loom/runs")["runs"] if found["name"] == home.name)
+    assert told()["status"] == "lost"
+    hold = Hold(home)
+    try:
+        assert (told()["status"], told()["elsewhere"]) == ("running", True)
+        assert "is training: wait for its end" in comfy.post("/lora_loom/run/trash", {"run": home.name})["error"]
+    finally:
+        hold.release()
+    assert told()["status"] == "lost" and comfy.post("/lora_loom/run/trash", {"run": home.name})["name"] == home.name
 
 
 def broken(comfy) -> str:
