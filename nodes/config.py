@@ -184,7 +184,7 @@ class LoRAConfig(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset) -> bool | str:
+    def validate_inputs(cls, preset, init_lora=NONE) -> bool | str:  # named, for the file may be gone where a run is resumed; TrainLoRA asks for it
         return events.verdict(presets.load, preset)
 
     @classmethod

@@ -14,6 +14,7 @@ from ..trainer import presets
 from ..trainer.data.cache import FOLDER
 from ..trainer.errors import LoomError
 from ..trainer.runs import checkpoint, reading
+from .schema import NONE
 
 EXAMPLE = "lora_loom_stars"  # the twenty pictures that the example workflow trains on
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -61,7 +62,8 @@ def lora(name: str) -> Path | None:
         return None
     found = folder_paths.get_full_path("loras", name)
     if found is None:
-        raise LoomError(f"init_lora {name!r} is not there: LoRAConfig.init_lora takes a file from ComfyUI's loras folders; copy it there, or choose none")
+        raise LoomError(f"init_lora {name!r} is not there: LoRAConfig.init_lora takes a file from ComfyUI's loras folders; copy it there, or choose none",
+                        {"init_lora": NONE})
     return Path(found)
 
 

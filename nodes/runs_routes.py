@@ -22,7 +22,7 @@ from ..trainer.config import LoomConfig
 from ..trainer.errors import LoomError
 from ..trainer.files import write_whole
 from ..trainer.names import check_name
-from ..trainer.runs import reading, record, saved, store
+from ..trainer.runs import held, reading, record, saved, store
 from . import folders, live
 from .answers import PICTURE, guarded, number, read, write
 
@@ -79,7 +79,8 @@ def _told(run: Path, now: set[str]) -> dict[str, Any]:
     if run.name in now:
         found["status"] = "running"
     elif found["status"] == "running":
-        found["status"] = "lost"
+        found["elsewhere"] = held.is_held(run)  # by the command line, or by another server
+        found["status"] = "running" if found["elsewhere"] else "lost"
     found["lora"] = _lora_name(found.get("lora"))
     found.pop("host", None)
     return found
@@ -206,7 +207,7 @@ def _copied(source: Path, folder: Path) -> Path:
 
 def _idle(name: Any) -> Path:
     run = find(name)
-    if run.name in live.running():
+    if run.name in live.running() or held.is_held(run):
         raise LoomError(f"run {run.name!r} is training: wait for its end, or stop it")
     return run
 

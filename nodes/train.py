@@ -47,7 +47,7 @@ class TrainLoRA(io.ComfyNode):
                 widget(io.Int, "seed", default=train.seed, min=0, max=2**63 - 1, control_after_generate=False,
                        tooltip="The same seed, data and settings give the same LoRA."),
                 widget(io.String, "name", default=LoomConfig().output.name,
-                       tooltip="File name of the LoRA in output/loras. One that exists is never overwritten: the new file gets a number."),
+                       tooltip="File name of the LoRA in output/loras. Another run's is never overwritten: the new file gets a number."),
                 widget(io.Combo, "resume", options=[NONE, *folders.run_names()], default=NONE, optional=True, advanced=True,
                        tooltip="A run that was stopped or that crashed goes on where its last save left it, with the settings that it began with."),
                 widget(io.Int, "sample_steps", default=samples.sample_steps, min=0, max=1_000_000, optional=True,
@@ -80,8 +80,9 @@ class TrainLoRA(io.ComfyNode):
                                              "sample_negative": sample_negative, "sample_seed": sample_seed, "sample_cfg": sample_cfg})
             base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
             training.warn(quality.remarks(base, dataset, config))
+            resume = "" if resume in (None, NONE) else resume  # a run that goes on has all that it needs of init_lora
             result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=training.hooks(),
-                               init_lora=folders.lora(config.adapter.init_lora), resume="" if resume in (None, NONE) else resume)
+                               init_lora=None if resume else folders.lora(config.adapter.init_lora), resume=resume)
             training.ended(result.stopped, result.report, result.path.name)
             trained, trained_clip = base.with_lora(result.lora)
             told = {"run": result.run_folder.name, "lora": result.path.name, "report": result.report, "samples": [path.name for path in result.samples]}

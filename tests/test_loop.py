@@ -486,6 +486,37 @@ def test_preservation_asks_together_or_apart_alike(model: backbone.DiffusersMode
         torch.testing.assert_close(results[1].lora[key], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("windows", [((1, 1), (1, 1)), ((5, 1), (7, 2)), ((6, 7), (5, 4)), ((9, 9), (1, 8))], ids=str)
+def test_preservation_begins_at_zero_whatever_the_captions_lengths(model: backbone.DiffusersModel, windows: tuple, together: bool) -> None:
+    """windows of 75 tokens: of the captions, and of those without the concept. 5 and 7 of them have no common length that would do for both."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    texts, others = ([f"{word} " * (75 * count - 5) for count in counts] for word, counts in zip(("red", "blue"), windows))
+    with torch.no_grad():
+        given, preserved = model.encode_captions(texts), model.encode_captions(others)
+    assert [c.context.shape[1] for c in given + preserved] == [77 * count for counts in windows for count in counts]
+    batch = Batch(latents, texts, given, preserved=others, preserved_conditioning=preserved)
+    with adapted(model, CONFIG.adapter, 0) as adapters, model.training("fp32", False, False), torch.enable_grad():
+        found = []
+        for weight in (0.0, 1000.0):
+            objective = Objective(model, adapters, CONFIG.replace(loss={"preservation": weight}).loss, together)
+            found.append(objective(objective.draw(batch, torch.Generator().manual_seed(1))))
+        assert abs(found[1] - found[0]).item() < 1e-6 and found[0].item() > 0.01
+        found[1].backward()
+        assert max(a.named()["lora_up.weight"].grad.abs().max() for a in adapters) > 0
+
+
+def test_rows_of_all_lengths_are_answered_as_if_they_were_alone(model: backbone.DiffusersModel) -> None:
+    noisy, timesteps = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([100, 400, 0, 950, 700])
+    with torch.no_grad():
+        given = model.encode_captions([f"{colour} " * (75 * count - 5) for colour, count in zip((*COLOURS, "white"), (7, 1, 5, 7, 2))])
+        whole = model.predict(noisy, timesteps, Batch(noisy, [""] * 5, given), given)
+        for i, own in enumerate(given):
+            row = slice(i, i + 1)
+            alone = model.predict(noisy[row], timesteps[row], Batch(noisy[row], [""], [own]), [own])
+            torch.testing.assert_close(whole[row], alone, rtol=0, atol=1e-5)
+
+
 def test_preservation_needs_a_trigger_word(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(LoomError, match="preservation 1 without a trigger word.*LoadDataset.trigger_word"):
         run(model, dataset, CONFIG.replace(loss={"preservation": 1.0}), tmp_path)

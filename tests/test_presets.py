@@ -140,6 +140,20 @@ def test_a_file_that_is_none_says_why(text, message):
         presets.parse(text, "the file")
 
 
+@pytest.mark.parametrize("text, message", [
+    ("adapter: {rnak: 2}", r"preset 'my look' \(my_look.yaml\): key 'rnak' in adapter is unknown: did you mean 'rank'"),
+    ("values: {adapter: {rank: many}}", r"preset 'my look' \(my_look.yaml\): adapter.rank is 'many': it must be a whole number"),
+    ("values: {}\nfamilies: {sdxl: {adapter: {rank: 0}}}", r"preset 'my look' \(my_look.yaml\) for the family 'sdxl': rank 0 is below 1"),
+])
+def test_a_mistake_in_a_file_of_ones_own_names_the_file(own, text, message):
+    own.mkdir()
+    (own / "my_look.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(LoomError, match=message):
+        presets.load("my look")
+    with pytest.raises(LoomError, match="^preset 'look.yaml'.*: (key|adapter.rank|rank) "):  # as the command line reads one by its path
+        presets.parse(text, "preset 'look.yaml'")
+
+
 @pytest.mark.parametrize("text", [
     "families: [sdxl]\nvalues: {}", "families: {sdxl: {adapter: [1]}}\nvalues: {}", "families: {Toy: {adapter: {rank: 9}}}\nvalues: {}", "values: {adapter: {rank: 2026-13-01}}",
     "values: " + "[" * 2000, "title: {en: 2026-01-01}\nvalues: {}", "values: {adapter: {rank: 0b_}}", "values: 3", "values: {adapter: 3}", "title: 3\nvalues: {}",
@@ -162,7 +176,7 @@ def test_a_broken_file_of_ones_own_hides_no_other(own):
     own.mkdir()
     (own / "broken.yaml").write_bytes(b"\xff\xfe{")
     assert "broken" in presets.names() and presets.load("person")
-    with pytest.raises(LoomError, match="'broken' is not UTF-8"):
+    with pytest.raises(LoomError, match=r"'broken' \(broken.yaml\) is not UTF-8"):
         presets.load("broken")
 
 

@@ -23,7 +23,7 @@ from lora_loom.trainer.fitting import Fitting
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.optim import find
-from lora_loom.trainer.runs import checkpoint
+from lora_loom.trainer.runs import checkpoint, record
 from lora_loom.trainer.toy import stars
 from safetensors.torch import load_file
 
@@ -114,16 +114,86 @@ def test_variants_and_wordings_go_on_where_they_were(model: backbone.DiffusersMo
     assert (tmp_path / "parts" / "runs" / ".cache").is_dir() == cache
 
 
+@pytest.mark.parametrize(("algorithm", "setting"), [("lora", "first.safetensors"), ("dora", "")])
+def test_the_file_that_a_run_began_from_may_be_gone(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, algorithm: str, setting: str) -> None:
+    """Also for a DoRA out of a LoRA, which keeps the lengths that its rows began with; and whatever init_lora says by then."""
+    start = CONFIG.replace(adapter={"dropout": 0.0}, optim={"learning_rate": 5e-2, "scheduler": "constant", "warmup_steps": 0}, train={"steps": 3})
+    first = run(model, dataset, start, tmp_path / "first").path
+    config = CONFIG.replace(adapter={"algorithm": algorithm, "init_lora": "first.safetensors"})
+    whole = train(model, dataset, config, loras_folder=tmp_path / "whole", runs_folder=tmp_path / "whole" / "runs", init_lora=first)
+    seen: list[int] = []
+    hooks = Hooks(progress=lambda now: seen.append(now.step), should_stop=lambda: seen[-1:] == [3])
+    train(model, dataset, config, loras_folder=tmp_path / "parts", runs_folder=tmp_path / "parts" / "runs", init_lora=first, hooks=hooks)
+    lengths = [name for name in load_file(tmp_path / "parts" / "runs" / "toy" / checkpoint.FILE) if name.endswith(".lengths")]
+    assert bool(lengths) == (algorithm == "dora")
+    first.unlink()
+    resumed = train(model, dataset, config.replace(adapter={"init_lora": setting}), loras_folder=tmp_path / "parts", runs_folder=tmp_path / "parts" / "runs",
+                    init_lora=first, resume="toy")
+    assert resumed.losses == whole.losses and resumed.path.read_bytes() == whole.path.read_bytes()
+    assert checkpoint.configured(resumed.run_folder).adapter.init_lora == "first.safetensors"
+    assert whole.losses != run(model, dataset, CONFIG.replace(adapter={"algorithm": algorithm}), tmp_path / "plain").losses
+
+
 def test_a_stopped_run_goes_on_and_may_go_on_longer(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path) -> None:
     config = CONFIG.replace(optim={"scheduler": "constant"})
     seen: list[int] = []
     stopped = run(model, dataset, config, tmp_path, progress=lambda now: seen.append(now.step), should_stop=lambda: seen[-1:] == [4])
     assert stopped.stopped and stopped.steps == 4
     longer = run(model, dataset, config.replace(train={"steps": 9}), tmp_path, resume="toy")
-    assert longer.run_folder == stopped.run_folder and longer.path.name == "toy_2.safetensors"
+    assert longer.run_folder == stopped.run_folder and longer.path == stopped.path and longer.path.name == "toy.safetensors"
+    assert [path.name for path in longer.path.parent.iterdir()] == ["toy.safetensors"]
     assert longer.lora.keys() == stopped.lora.keys()
     whole = run(model, dataset, config.replace(train={"steps": 9}), tmp_path / "whole")
     assert longer.path.read_bytes() == whole.path.read_bytes()
+
+
+def _other(path: Path, folder: Path) -> None:
+    """Another run's LoRA of the name, where the first was removed."""
+    path.write_bytes(b"another's")
+
+
+def _not_linked(path: Path, folder: Path) -> None:
+    path.rename(folder / "elsewhere.safetensors")
+    path.symlink_to(folder / "elsewhere.safetensors")
+
+
+@pytest.mark.parametrize(("between", "name", "written"), [
+    (None, "toy", "toy.safetensors"), (_other, "toy", "toy_2.safetensors"), (lambda path, folder: path.unlink(), "toy", "toy.safetensors"),
+    (None, "renamed", "renamed.safetensors"), (_not_linked, "toy", "toy_2.safetensors"),
+    (lambda path, folder: (folder / "runs" / "toy" / record.FILE).write_text('{"digests": 3, "final": ["x"]}'), "toy", "toy_2.safetensors"),
+], ids=["its own", "another's", "removed", "another name", "a link", "a damaged record"])
+def test_a_resumed_run_replaces_its_own_file_alone(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, between: object, name: str, written: str) -> None:
+    config = CONFIG.replace(train={"steps": 3})
+    interrupted(model, dataset, config, tmp_path, polls=2)
+    first = tmp_path / "loras" / "toy.safetensors"
+    if between:
+        between(first, tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "loras").iterdir()}
+    result = run(model, dataset, config.replace(output={"name": name}), tmp_path, resume="toy")
+    assert result.path.name == written and load_file(result.path)
+    facts = record.read(result.run_folder)
+    assert facts["lora"] == facts["final"] == written and facts["status"] == "finished"
+    for path, data in before.items():
+        assert path == result.path or path.read_bytes() == data
+    assert set((tmp_path / "loras").iterdir()) == {*before, result.path}
+
+
+def test_its_earlier_file_stays_where_the_new_one_cannot_take_its_place(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.replace(train={"steps": 3})
+    interrupted(model, dataset, config, tmp_path, polls=2)
+    first, replace = tmp_path / "loras" / "toy.safetensors", os.replace
+    before = first.read_bytes()
+
+    def refuse(source: str, target: Path) -> None:
+        if Path(target) == first:
+            raise PermissionError(13, "used by another process")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    result = run(model, dataset, config, tmp_path, resume="toy")
+    assert result.path.name == "toy_2.safetensors" and first.read_bytes() == before and load_file(result.path)
+    assert {path.name for path in (tmp_path / "loras").iterdir()} == {"toy.safetensors", "toy_2.safetensors"}
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks
 from lora_loom.trainer.job import Result, train
-from lora_loom.trainer.runs import reading, record
+from lora_loom.trainer.runs import held, reading, record
 from safetensors.torch import load_file
 
 CONFIG = LoomConfig().replace(adapter={"rank": 2, "alpha": 2.0}, optim={"scheduler": "constant"}, train={"steps": 4, "precision": "fp32"},
@@ -68,6 +70,31 @@ def test_the_record_of_a_run_that_is_broken_off(dataset: Dataset, tmp_path: Path
     again = run(dataset, tmp_path, resume="toy")
     found = reading.summary(again.run_folder)
     assert found["status"] == "finished" and found["started"] == first and [step for step, _ in found["curve"]] == [1, 2, 3, 4] and "error" not in found
+
+
+def test_a_run_is_held_by_the_process_that_trains_it(dataset: Dataset, tmp_path: Path) -> None:
+    """Nobody else takes it up meanwhile; and one that was killed holds nothing, though its file is still there."""
+    home, seen = tmp_path / "runs" / "toy", []
+
+    def progress(now: object) -> None:
+        if now.phase == "train" and now.step == 1:
+            seen.append(held.is_held(home))
+            with pytest.raises(LoomError, match="run 'toy' is being trained by another process: wait for its end"):
+                held.Hold(home)
+
+    result = run(dataset, tmp_path, CONFIG.replace(train={"steps": 2}), progress=progress)
+    assert seen == [True] and result.run_folder == home and not held.is_held(home) and not (home / held.FILE).exists()
+    code = f"import time; from pathlib import Path; from lora_loom.trainer.runs.held import Hold; h = Hold(Path({str(home)!r})); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n" and held.is_held(home)
+        with pytest.raises(LoomError, match="another process"):
+            held.Hold(home)
+    finally:
+        other.kill()
+        other.wait()
+    assert (home / held.FILE).exists() and not held.is_held(home)
+    held.Hold(home).release()
 
 
 def test_what_the_host_asks_for_comes_after_the_step(dataset: Dataset, tmp_path: Path) -> None:

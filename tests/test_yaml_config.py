@@ -288,6 +288,18 @@ def test_mistakes_name_key_value_and_rule(folder, text, parts):
     assert "\n" not in message
 
 
+def test_a_faulty_preset_is_named_with_what_is_wrong_in_it(folder):
+    (folder / "mine.yaml").write_text("values: {adapter: {rnak: 4}}\n", encoding="utf-8")
+    message = error_of(folder, "preset: mine.yaml\n")
+    assert all(part in message for part in ("preset 'mine.yaml'", "'rnak'", "did you mean 'rank'")), message
+
+
+def test_a_run_that_goes_on_asks_for_no_init_lora(folder):
+    assert all(part in error_of(folder, "init_lora: gone.safetensors\n") for part in ("init_lora 'gone.safetensors'", "not a file"))
+    (folder / "run.yaml").write_text("train_data_dir: pictures\nbase_model: toy_base\ninit_lora: gone.safetensors\nresume: my_lora\n", encoding="utf-8")
+    assert load_job(folder / "run.yaml").resume == "my_lora"
+
+
 @pytest.mark.parametrize("head, parts", [
     ("", ["it must hold lines such as"]),
     ("- 1\n", ["it must hold lines such as"]),

@@ -13,7 +13,7 @@ from peft.tuners.lokr import layer as lokr
 from peft.tuners.lora import layer as lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from .backbones.protocol import Fetch
+from .backbones.protocol import Fetch, Weights
 from .config import AdapterConfig
 from .layers.low_rank import fusible, low_rank
 
@@ -64,6 +64,20 @@ class FusedConv2d(Fused, lora.Conv2d):
     pass
 
 
+def _rows(layer: BaseTunerLayer, fetch: Fetch, like: torch.Tensor) -> Weights:
+    """(lengths of the rows of the base weight (out,) in fp32, the bias or None), both for `like`'s device."""
+    with torch.no_grad(), fetch(layer.get_base_layer(), like) as (weight, bias):
+        return weight.float().flatten(1).norm(dim=1).to(like.device).clamp(min=1e-12), None if bias is None else bias.clone()
+
+
+def _scaled(x: torch.Tensor, out: torch.Tensor, low: torch.Tensor, factor: torch.Tensor, bias: torch.Tensor | None, conv: bool) -> torch.Tensor:
+    """factor (W + d) x + b, from out = W x + b and low = d x; `factor` by row."""
+    channels = 1 if conv else x.ndim - 1
+    by_channel = lambda t: t.to(x.dtype).reshape([-1 if i == channels else 1 for i in range(x.ndim)])
+    factor, unbiased = by_channel(factor), out if bias is None else out - by_channel(bias)
+    return out + (factor - 1) * unbiased + factor * low
+
+
 class Dora:
     """Weight-decomposed LoRA (Liu et al. 2024, arXiv:2402.09353): out = m / |W + sBA| (W + sBA) x + b, norms by row.
 
@@ -77,10 +91,7 @@ class Dora:
 
     def begin(self, fetch: Fetch) -> None:
         self.fetch = fetch
-        like = self.lora_A[NAME].weight
-        with torch.no_grad(), fetch(self.get_base_layer(), like) as (weight, bias):
-            self.norms = weight.float().flatten(1).norm(dim=1).to(like.device).clamp(min=1e-12)
-            self.base_bias = None if bias is None else bias.clone()
+        self.norms, self.base_bias = _rows(self, fetch, self.lora_A[NAME].weight)
         self.lengths = self.norms  # of the rows of W + sBA
         self.magnitude = torch.nn.Parameter(self.norms.clone())
 
@@ -97,6 +108,12 @@ class Dora:
         self.lengths = lengths
         self.magnitude.copy_(lengths if scale is magnitude is None else magnitude if scale is None else scale * lengths / self.norms)
 
+    def fixed(self) -> dict[str, torch.Tensor]:
+        return {} if self.lengths is self.norms else {"lengths": self.lengths}
+
+    def fix(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.lengths = tensors["lengths"].to(self.norms)
+
     @property
     def scale(self) -> torch.Tensor:
         """The magnitudes as ComfyUI's loader takes them, (out,)."""
@@ -105,13 +122,9 @@ class Dora:
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.disable_adapters:
             return self.base_layer(x, *args, **kwargs)
-        channels = 1 if isinstance(self.base_layer, torch.nn.Conv2d) else x.ndim - 1
-        by_channel = lambda t: t.to(x.dtype).reshape([-1 if i == channels else 1 for i in range(x.ndim)])
-        factor = by_channel(self.magnitude / self.lengths)
         out = self.base_layer(x, *args, **kwargs)
         low = self.lora_B[NAME](self.lora_A[NAME](self.lora_dropout[NAME](x))) * self.scaling[NAME]
-        unbiased = out if self.base_bias is None else out - by_channel(self.base_bias)
-        return out + (factor - 1) * unbiased + factor * low
+        return _scaled(x, out, low, self.magnitude / self.lengths, self.base_bias, isinstance(self.base_layer, torch.nn.Conv2d))
 
     @torch.no_grad()
     def settle(self, iterations: int = 12) -> None:
@@ -191,6 +204,34 @@ class KroneckerConv2d(lokr.Conv2d):
         inner = inner.unflatten(0, rows.shape[:2])  # (B, m, k, h, w)
         out = torch.einsum("lm,bmkhw->blkhw", w1, inner).flatten(1, 2)
         return _row_dropout(self, out, 1)
+
+
+class KroneckerDora:
+    """LoKr with magnitudes as ComfyUI's loader has it: out = m / |W| (W + w1 ⊗ w2) x + b, norms by row of W alone.
+
+    LyCORIS divides by |W + w1 ⊗ w2| in training, which no file can say to ComfyUI. So one of its files is gone on from as ComfyUI shows it,
+    and what is saved looks there as it did in training.
+    """
+
+    def begin(self, fetch: Fetch) -> None:
+        self.norms, self.base_bias = _rows(self, fetch, self.magnitude)
+        with torch.no_grad():
+            self.magnitude.copy_(self.norms)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.training and self.module_dropout[NAME] and torch.rand(1).item() < self.module_dropout[NAME]:
+            return out
+        low = self._get_delta_activations(NAME, x)
+        return _scaled(x, out, low, self.magnitude / self.norms, self.base_bias, isinstance(self.base_layer, torch.nn.Conv2d))
+
+
+class KroneckerDoraLinear(KroneckerDora, KroneckerLinear):
+    pass
+
+
+class KroneckerDoraConv2d(KroneckerDora, KroneckerConv2d):
+    pass
 
 
 class OutputOFT(torch.nn.Module, BaseTunerLayer):

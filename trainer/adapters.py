@@ -16,7 +16,8 @@ from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .adapter_kinds import KINDS
-from .adapter_layers import NAME, OutputOFT
+from .adapter_kinds import Given as Tensors
+from .adapter_layers import NAME, Dora, OutputOFT
 from .backbones.families import TEXT_TARGETS, Named
 from .backbones.protocol import TrainableModel, is_linear
 from .config import AdapterConfig, parse_target
@@ -41,16 +42,25 @@ class Adapter:
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named().values())
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> Tensors:
         """What its part of a file holds, by suffix, scaled as readers expect it."""
         return KINDS[self.config.algorithm].tensors(self.layer, self.config)
+
+    def fixed(self) -> Tensors:
+        """What a file that the run began from has set and training does not change: the lengths of a DoRA's rows. A state has to hold it too."""
+        return self.layer.fixed() if isinstance(self.layer, Dora) else {}
+
+    def fix(self, tensors: Tensors) -> None:
+        """Take up what `fixed` gave."""
+        if tensors:
+            self.layer.fix(tensors)
 
     def settle(self) -> None:
         """What the algorithm demands after every optimizer step."""
         KINDS[self.config.algorithm].settle(self.layer)
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load(self, tensors: Tensors) -> None:
         """Go on from another file's tensors (see runs/lora_names.py). LoomError where they do not fit."""
         mine = self.named()
         needed = [name for name in mine if name != "dora_scale"]
@@ -60,20 +70,31 @@ class Adapter:
                             "choose the algorithm and rank that the file was trained with")
         ignored = sorted(set(tensors) - {*mine, "alpha", *(["magnitude"] if "dora_scale" in mine else [])})
         if ignored:
+            dora = ignored[-1] in ("dora_scale", "magnitude") and "lora_up.weight" in mine
             raise LoomError(f"init_lora has {', '.join(ignored)} for {self.key}, which {self.config.algorithm} has no place for and would lose: "
-                            f"{_PLACE.get(ignored[-1], 'it cannot be gone on from; train without it')}")
+                            f"{'set LoRAConfig.algorithm to dora' if dora else _ON_TOP}")
         if "lora_down.weight" in tensors and tensors["lora_down.weight"].shape[0] > self.config.rank:
             rank = tensors["lora_down.weight"].shape[0]
             raise LoomError(f"rank {self.config.rank} is below init_lora's {rank} at {self.key}: set LoRAConfig.rank to {rank} or more")
         try:
-            KINDS[self.config.algorithm].load(self.layer, self.config, tensors)
+            with _of_file(self.key, tensors):
+                KINDS[self.config.algorithm].load(self.layer, self.config, tensors)
         except RuntimeError as error:
             shapes = {name: tuple(t.shape) for name, t in tensors.items()}
             raise LoomError(f"init_lora has {shapes} for {self.key}, the run has {({k: tuple(v.shape) for k, v in mine.items()})}: "
                             "choose the algorithm and rank that the file was trained with, and a LoRA of this model's family") from error
 
 
-_PLACE = dict.fromkeys(("dora_scale", "magnitude"), "set LoRAConfig.algorithm to dora")  # what has a place for a tensor that the algorithm lacks
+_ON_TOP = "put the file on the model with LoraLoader in front of TrainLoRA and train a new one on top of it"
+
+
+@contextmanager
+def _of_file(key: str, tensors: Tensors) -> Iterator[None]:
+    """A LoomError inside says what is wrong with the file's tensors for one layer; outside also with which."""
+    try:
+        yield
+    except LoomError as error:
+        raise LoomError(f"init_lora has {({name: tuple(t.shape) for name, t in tensors.items()})} for {key}, {error}") from error
 
 
 def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, str]]:
@@ -119,21 +140,26 @@ def _own_config(config: AdapterConfig, name: str, prefix: str) -> tuple[AdapterC
     return config, None
 
 
-def size(model: TrainableModel, config: AdapterConfig) -> tuple[int, int]:
-    """(layers, trained values) that the configuration asks for; nothing is allocated."""
+def size(model: TrainableModel, config: AdapterConfig, given: dict[str, Tensors] | None = None) -> tuple[int, int]:
+    """(layers, trained values) that the configuration asks for; nothing is allocated. given: as for `adapted`."""
+    kind, given = KINDS[config.algorithm], given or {}
     roots, layers, values = model.modules(config.train_text_encoder), 0, 0
     for prefix, chosen in select(model, config).items():
         names = model.layer_names(prefix)
-        for own in chosen:
+        for own, key in chosen.items():
             own_config = _own_config(config, names[own], prefix)[0]
-            values += KINDS[config.algorithm].count(tuple(roots[prefix].get_submodule(own).weight.shape), own_config.rank)
+            followed = kind.follow is not None and key in given
+            values += (sum(t.numel() for t in given[key].values()) if followed else
+                       kind.count(tuple(roots[prefix].get_submodule(own).weight.shape), own_config.rank))
             layers += 1
     return layers, values
 
 
 @contextmanager
-def adapted(model: TrainableModel, config: AdapterConfig, seed: int) -> Iterator[list[Adapter]]:
-    """The adapters, live in the model's tree inside, gone after it; the base layers are the same objects before and after."""
+def adapted(model: TrainableModel, config: AdapterConfig, seed: int, given: dict[str, Tensors] | None = None) -> Iterator[list[Adapter]]:
+    """The adapters, live in the model's tree inside, gone after it; the base layers are the same objects before and after.
+
+    given: by key, the tensors that they will go on from, for these may decide how a layer's weights are divided. LoomError where they cannot."""
     chosen = select(model, config)
     roots = model.modules(config.train_text_encoder)
     try:
@@ -143,7 +169,7 @@ def adapted(model: TrainableModel, config: AdapterConfig, seed: int) -> Iterator
             for own, key in layers.items():
                 groups.setdefault(_own_config(config, names[own], prefix), {})[own] = key
             for (own_config, rate), part in groups.items():
-                found += _inject(model, prefix, part, own_config, rate)
+                found += _inject(model, prefix, part, own_config, rate, given or {})
         for adapter in found:
             _initialise(adapter, seed)
         yield sorted(found, key=lambda a: a.key)
@@ -152,7 +178,8 @@ def adapted(model: TrainableModel, config: AdapterConfig, seed: int) -> Iterator
             eject(root)
 
 
-def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: AdapterConfig, rate: float | None) -> list[Adapter]:
+def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: AdapterConfig, rate: float | None,
+            given: dict[str, Tensors]) -> list[Adapter]:
     kind, root, device = KINDS[config.algorithm], model.modules(config.train_text_encoder)[prefix], model.device_of(prefix)
     if config.algorithm == "oft":
         for own in layers:
@@ -168,6 +195,9 @@ def _inject(model: TrainableModel, prefix: str, layers: dict[str, str], config: 
         if not isinstance(layer, BaseTunerLayer):
             raise RuntimeError(f"PEFT has not adapted {own}")
         layer.cast_input_dtype_enabled = False
+        if kind.follow is not None and key in given:
+            with _of_file(key, given[key]):
+                kind.follow(layer, given[key])
         for parameter in kind.named(layer).values():
             parameter.data = parameter.data.to(device=device, dtype=torch.float32)
         kind.prepare(layer, config, model.fetch)

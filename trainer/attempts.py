@@ -35,7 +35,7 @@ class Attempts:
 
     def __init__(self, model: TrainableModel, dataset: Dataset, held: Dataset | None, config: LoomConfig, steps: int, saver: Saver, log: logs.Log,
                  hooks: Hooks, first: dict[str, dict[str, torch.Tensor]], written: Written | None) -> None:
-        """Encodes everything and lets the encoders go. first: the tensors to begin with, by adapter; written: the state to go on from."""
+        """Encodes everything and lets the encoders go. first: the tensors to begin with, by adapter; written: the state to go on from instead."""
         self.model, self.config, self.steps, self.saver, self.log, self.hooks = model, config, steps, saver, log, hooks
         self.first, self.written, self.dataset = first, written, dataset
         self.state: State | None = None
@@ -60,7 +60,7 @@ class Attempts:
                 with self.model.training(self.config.train.precision, self.config.adapter.train_text_encoder, fitting.checkpointing,
                                          largest=self._largest(fitting), offload=fitting.offload,
                                          plain=self.config.train.plain_layers), \
-                        adapted(self.model, self.config.adapter, self.config.train.seed) as adapters:
+                        adapted(self.model, self.config.adapter, self.config.train.seed, self.first) as adapters:
                     fitting = self._attempt(adapters, fitting)
             except LoomError as error:
                 if self.saver.path is not None:
@@ -129,11 +129,12 @@ class Attempts:
 
     def _begin(self, adapters: list[Adapter]) -> None:
         """A new run's start, or where it was."""
-        for adapter in adapters:
-            if adapter.key in self.first:  # before what was learned since, for a DoRA keeps the lengths of the rows that it began with
-                adapter.load(self.first[adapter.key])
         if self.written is not None:
             self.saver.take_up(self.state, self.written)
+        else:
+            for adapter in adapters:
+                if adapter.key in self.first:
+                    adapter.load(self.first[adapter.key])
         self.state.mark()
 
     def _instead(self, why: str, cheaper: Fitting, fitting: Fitting, needs: estimate.Memory | None) -> Fitting:

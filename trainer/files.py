@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,3 +31,15 @@ def write_whole(path: Path, data: bytes, synced: bool = True) -> None:
     power may leave damage, which who reads it has to notice."""
     with temporary(path.parent, data, synced) as name:
         os.replace(name, path)
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of the file's bytes; "" where it cannot be read."""
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError:
+        return ""
+    return found.hexdigest()

@@ -28,8 +28,9 @@ from .hooks import Hooks, Progress
 from .names import check_name
 from .objective import noise_levels
 from .runs import checkpoint, export, logs, lora_names, reading, record, store
+from .runs.held import Hold
 from .runs.saver import Saver
-from .state import State, Written
+from .state import State, Written, adapters_in
 from .validation import divided
 
 MOST_AN_EPOCH = 2_000_000  # with repeats: an epoch is shuffled as a whole
@@ -149,22 +150,26 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
           hooks: Hooks | None = None, log_dir: Path | None = None, init_lora: Path | None = None, resume: str = "") -> Result:
     """Train and write the LoRA. On an interrupt or an error what was learned is written before it goes on its way.
 
-    `resume` names a run below `runs_folder` that is not over: it goes on where its last save left it. Raises LoomError for bad
+    `resume` names a run below `runs_folder` that is not over: it goes on where its last save left it, and asks for no `init_lora`. Raises LoomError for bad
     input before anything is computed, and for a loss that stays no number.
     """
     hooks = hooks or Hooks()
     check(dataset, config)
     if not all(picture.digest for picture in dataset.pictures):  # listed alone: what is broken must not be met in the middle
         dataset = read_whole(dataset, hooks.poll)
-    first = _going_on(model, config, init_lora)
+    first = _going_on(model, config, None if resume else init_lora)
     training, held = _divided(dataset, config)
     steps = total_steps(training, config, model.family)
     facts = _facts(dataset, model, config)
     written = _resumed(Path(runs_folder), resume, config, facts, steps) if resume else None
-    reserve = store.Reservation(Path(loras_folder), _file_size(model, config))
-    log = None
+    if written is not None:  # its state holds all of the file that it began from
+        config = config.replace(adapter={"init_lora": checkpoint.configured(Path(runs_folder) / resume).adapter.init_lora})
+        first = adapters_in(written)
+    reserve = store.Reservation(Path(loras_folder), _file_size(model, config, first))
+    log = hold = None
     try:
         run = Path(runs_folder) / resume if resume else store.new_run(Path(runs_folder), config.output.name)
+        hold = Hold(run)
         (run / "checkpoints").mkdir(exist_ok=True)
         words, begun = plan(model.family, dataset, config, model.device), len(written[1]["history"]) if written else 0
         write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
@@ -173,7 +178,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         begins = {"steps": steps, "steps_per_epoch": steps_per_epoch(training, config, model.family), "plan": words}
         hooks.event("started", {"run": run.name, "step": begun, **begins})
         kept = record.Record(run, **begins, family=model.family.id, model=model.name, pictures=len(training.pictures), host=hooks.about)
-        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts)
+        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts, kept)
         own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
         with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(config.train.seed)
@@ -185,6 +190,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         reserve.release()
         if log is not None:
             log.close()
+        if hold is not None:
+            hold.release()
             store.drop_if_empty(run)
 
 
@@ -196,7 +203,8 @@ def _trained(kept: record.Record, saver: Saver, begin: Callable[[], Attempts]) -
             attempts = begin()
             state = attempts.train()
         finally:
-            end.update(lora=saver.path.name if saver.path else "", best=saver.best, **reading.in_small(saver.run))
+            name = saver.path.name if saver.path else kept.facts.get("lora", "")
+            end.update(lora=name, best=saver.best, **({"final": name} if saver.path else {}), **reading.in_small(saver.run))
         report = _report(state, config, saver, [*attempts.notes(), *remarks_on(config, state.steps, saver.model.device)])
         end.update(stopped=state.step < state.steps, report=report)
     return Result(saver.path, saver.lora, state.history, state.step, state.step < state.steps, saver.run, report, attempts.pictures.newest)
@@ -256,9 +264,9 @@ def _going_on(model: TrainableModel, config: LoomConfig, path: Path | None) -> d
     return first
 
 
-def _file_size(model: TrainableModel, config: LoomConfig) -> int:
+def _file_size(model: TrainableModel, config: LoomConfig, first: dict[str, dict[str, torch.Tensor]]) -> int:
     """Bytes the LoRA file will need, with room for its header and the run's small files."""
-    layers, values = size(model, config.adapter)
+    layers, values = size(model, config.adapter, first)
     if config.adapter.algorithm == "dora":
         values += values // config.adapter.rank  # its magnitudes are fp32, at most one for `rank` other values
     if model.family.keys == "transformer":

@@ -105,6 +105,7 @@ class State:
     def written(self) -> Written:
         """Everything, as after the last `mark`."""
         tensors = {f"adapter.{a.key}.{name}": p for a in self.adapters for name, p in a.named().items()}
+        tensors.update({f"fixed.{a.key}.{name}": t for a in self.adapters for name, t in a.fixed().items()})
         tree = self.optimizer.state_dict()
         facts: dict[str, Any] = {"groups": [], "slots": {}, "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
                                  "history": self.history, "smoothed": self.smoothed, "skipped": self.skipped, "dropped": self.dropped, "drawn": self._marked[3]}
@@ -124,9 +125,11 @@ class State:
     def take_up(self, written: Written) -> None:
         """Go on from what `written` gave for the same configuration. Raises KeyError or RuntimeError where it does not fit."""
         tensors, facts = written
+        fixed = _by_adapter(tensors, "fixed")
         for adapter in self.adapters:
             for name, parameter in adapter.named().items():
                 parameter.copy_(tensors[f"adapter.{adapter.key}.{name}"])
+            adapter.fix(fixed.get(adapter.key, {}))
         tree = self.optimizer.state_dict()
         groups = [{**_joined(facts["groups"][i], f"group.{i}.", tensors), "params": group["params"]} for i, group in enumerate(tree["param_groups"])]
         slots = {int(i): _joined(slot, f"slot.{i}.", tensors) for i, slot in facts["slots"].items()}
@@ -142,6 +145,20 @@ class State:
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         self.mark()
+
+
+def adapters_in(written: Written) -> dict[str, dict[str, torch.Tensor]]:
+    """{adapter's key: its trained tensors by suffix}"""
+    return _by_adapter(written[0], "adapter")
+
+
+def _by_adapter(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{kind}."):
+            key, _, suffix = name[len(kind) + 1:].partition(".")
+            found.setdefault(key, {})[suffix] = tensor
+    return found
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,10 @@ def load_job(path: str | Path) -> Job:
     """The job that a YAML file describes. Raises LoomError naming the key, the value, the rule and the remedy."""
     path = Path(path).expanduser()
     given = _canonical(mapping(text_of(path), path.name, "lines such as `lora_rank: 16`"), path.name)
-    values = {name: _value(_TABLE[name], value, path.absolute().parent) for name, value in given.items()}
+    table = dict(_TABLE)
+    if given.get("resume"):  # the run's state holds all of the file, which may be gone
+        table["init_lora"] = replace(table["init_lora"], kind="path")
+    values = {name: _value(table[name], value, path.absolute().parent) for name, value in given.items()}
     for name in ("train_data_dir", "base_model"):
         if not values.get(name):
             raise LoomError(f"{name} is missing in {path.name}: {_TABLE[name].help}")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import itertools
 import logging
 import os
@@ -21,8 +22,9 @@ from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, train
-from lora_loom.trainer.runs.lora_names import ldm_name
+from lora_loom.trainer.runs.lora_names import ldm_name, read
 from PIL import Image
+from safetensors.torch import save_file
 
 CONFIG = LoomConfig().replace(
     adapter={"rank": 4, "alpha": 4.0}, optim={"learning_rate": 1e-3, "text_encoder_lr": 1e-3, "scheduler": "constant"}, loss={"caption_dropout": 0.0},
@@ -143,6 +145,18 @@ def test_predict_equals_comfyuis_sampler(comfy: SimpleNamespace, toy: tuple) -> 
     model = comfy.Model(*toy)
     context = model.encode_captions([CAPTION])[0].context
     torch.testing.assert_close(predict(model), by_comfyui(comfy, toy[0], context), rtol=0, atol=5e-4)
+
+
+def test_captions_of_all_lengths_are_answered_as_if_they_were_alone(comfy: SimpleNamespace, toy: tuple) -> None:
+    model = comfy.Model(*toy)
+    noisy, timesteps = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([100, 400, 0, 950])
+    with torch.no_grad():
+        given = model.encode_captions([f"{word} " * (75 * count - 5) for word, count in zip(("red", "blue", "a", "star"), (7, 1, 5, 7))])
+        assert [c.context.shape[1] // 77 for c in given] == [7, 1, 5, 7]
+        whole = model.predict(noisy, timesteps, Batch(noisy, [""] * 4, given), given)
+        for i, own in enumerate(given):
+            row = slice(i, i + 1)
+            torch.testing.assert_close(whole[row], model.predict(noisy[row], timesteps[row], Batch(noisy[row], [""], [own]), [own]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [
@@ -277,6 +291,41 @@ def test_live_adapters_and_loaded_file_sample_the_same_latent(
     torch.testing.assert_close(loaded, live["latent"], rtol=0, atol=1e-3)
     assert torch.equal(ours, loaded)
     assert torch.equal(sample(model, clip), plain)  # the base is as it was
+
+
+def test_a_lokr_of_any_factorisation_goes_on_as_comfyui_shows_it(
+        comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first answer is that of the file in ComfyUI's loader, and what is saved after training gives there what the live adapters gave."""
+    spec = importlib.util.spec_from_file_location("loom_lokr_files", Path(__file__).parents[1] / "lokr_files.py")
+    files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(files)
+    settings = [settings for settings, _ in files.FILES.values() if "use_tucker" not in settings]  # which ComfyUI's loader leaves out
+    model, clip, vae = toy
+    loom = comfy.Model(model, clip, vae)
+    config = CONFIG.replace(adapter={"algorithm": "lokr", "targets": "all linear+conv", "rank": 8, "alpha": 3.0}, train={"steps": 8})
+    with torch.inference_mode(False), adapted(loom, config.adapter, 0) as adapters:
+        made = {f"{a.key}.{name}": 0.2 * tensor if "lokr_w2" in name else tensor for i, a in enumerate(adapters)
+                for name, tensor in files.by_formula(a.layer.get_base_layer(), **settings[i % len(settings)]).items()}
+    save_file(made, tmp_path / "first.safetensors")
+    with no_warnings(caplog):
+        shown = comfy.sd.load_lora_for_models(model, None, made, 1.0, 0.0)[0]
+    context = loom.encode_captions([CAPTION])[0].context
+    wanted, seen = by_comfyui(comfy, shown, context), []
+    assert (wanted - by_comfyui(comfy, model, context)).abs().max() > 0.05
+    comfy.model_management.unload_all_models()
+    given = read(tmp_path / "first.safetensors", loom.layer_names("lora_unet"), loom.family)
+    with torch.inference_mode(False), loom.training("fp32", False, False), adapted(loom, config.adapter, 0, given) as adapters:
+        for adapter in adapters:
+            adapter.load(given[adapter.key])
+        torch.testing.assert_close(predict(loom), wanted, rtol=0, atol=2e-3)
+    with torch.inference_mode():
+        result = train(loom, dataset, config, loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs", init_lora=tmp_path / "first.safetensors",
+                       hooks=Hooks(progress=last_step(lambda: seen.append(predict(loom)))))
+    with no_warnings(caplog):
+        loaded = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(result.path), safe_load=True), 1.0, 0.0)[0]
+    torch.testing.assert_close(by_comfyui(comfy, loaded, context), seen[0], rtol=0, atol=2e-3)
+    assert (seen[0] - wanted).abs().max() > 0.01
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_another_lora_on_the_model_stays_in_force_and_is_trained_on_top_of(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path) -> None:

@@ -218,3 +218,15 @@ def test_the_saved_workflows_are_what_this_page_saves():
     for name in workflows.WORKFLOWS:
         saved = json.loads((host.PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
         assert saved["version"] == 0.4 and any(node["type"] == "MarkdownNote" for node in saved["nodes"]) and saved["groups"]
+
+
+def test_a_page_s_seeds_stay_whole(comfy, page):
+    """The server takes larger ones, as an API client may send them; a page that let one be typed would change its last digits."""
+    nodes = ["TrainLoRA", "PreviewSample", "ChooseCheckpoint", "AugmentDataset"]
+    limits = page.evaluate("""(types) => types.flatMap((type) => window.LiteGraph.createNode(type).widgets
+        .filter((w) => w.name.endsWith("seed")).map((w) => [type, w.name, w.options.max, w.options.min]))""", nodes)
+    assert {(kind, name) for kind, name, *_ in limits} == {("TrainLoRA", "seed"), ("TrainLoRA", "sample_seed"), *((kind, "seed") for kind in nodes[1:])}
+    assert {(low, high) for *_, high, low in limits} == {(0, 2**53 - 1)}
+    for kind, name, *_ in limits:
+        told = comfy.get(f"/object_info/{kind}")[kind]["input"]
+        assert {**told.get("required", {}), **told.get("optional", {})}[name][1]["max"] > 2**60

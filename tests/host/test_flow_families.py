@@ -275,9 +275,38 @@ def scaled(tensors: dict[str, torch.Tensor], alphas: dict[str, float] | None) ->
     return {**tensors, **{key: torch.tensor(float(value)) for key, value in (alphas or {}).items()}}
 
 
-def test_diffusers_makes_the_same_weights_of_the_file(family, tmp_path: Path) -> None:
+# layers beside the blocks, which patterns of one's own choose
+BESIDE = {
+    "flux2": r"^(img_in|txt_in|time_in|guidance_in|final_layer)\b", "lumina2": r"^(x_embedder|cap_embedder\.1|t_embedder|final_layer)\b",
+    "chroma": r"^(img_in|txt_in|final_layer\.linear|distilled_guidance_layer\.(in_proj|out_proj|layers))\b",
+    "wan": r"^(time_embedding|text_embedding|time_projection|head\.head)\b",
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_every_linear_layer_has_its_name_in_diffusers(comfy_modules: ModuleType, name: str) -> None:
+    """By shapes alone: the parts have the layer's rows and columns, and none of diffusers' layers is left over."""
+    import diffusers
+
+    kind, arguments, _ = DIFFUSERS[name]
+    with torch.device("meta"):
+        ours, theirs = network_of(SHALLOW[name]).diffusion_model, getattr(diffusers, kind)(**arguments)
+    linear = lambda network: {n: tuple(m.weight.shape) for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
+    known, named = linear(theirs), set()
+    for own, (rows, columns) in linear(ours).items():
+        found = FAMILIES[name].in_diffusers(own, own)
+        assert found is not None, own
+        parts = [part.removeprefix("transformer.") for part in found.theirs]
+        assert [known.get(part) for part in parts] == [(rows * share // sum(found.shares), columns) for share in found.shares], own
+        assert not named & set(parts)
+        named |= set(parts)
+    assert named == known.keys()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["blocks", "attention and beside"])
+def test_diffusers_makes_the_same_weights_of_the_file(family, tmp_path: Path, beside: bool) -> None:
     """What the file adds to the weights is the same through ComfyUI's LoraLoader and through diffusers' reader: the same weights, the same answer.
-    And what diffusers has read, written in its own names, is read by us as the same LoRA."""
+    And what diffusers has read, written in its own names, is read by us as the same LoRA. Where diffusers cannot read it there is a second file."""
     import comfy.lora
     import comfy.sd
     import diffusers
@@ -286,12 +315,17 @@ def test_diffusers_makes_the_same_weights_of_the_file(family, tmp_path: Path) ->
     name, shallow, model = family
     if name in ("flux", "qwen_image") and not os.environ.get("LORA_LOOM_HEAVY"):
         pytest.skip("its weights take long to make twice, and SD3's, Lumina 2's and Wan's are tested: LORA_LOOM_HEAVY=1 runs it")
+    if beside and name not in BESIDE:
+        pytest.skip("its file has these as the others")
     kind, arguments, pipeline = DIFFUSERS[name]
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
-    result = train(open_model(family), dataset, CONFIG.replace(train={"batch_size": 1}), loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
+    config = CONFIG.replace(train={"batch_size": 1}, adapter={"target_modules": (*FAMILIES[name].targets["attention"], BESIDE[name])} if beside else {})
+    result = train(open_model(family), dataset, config, loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
 
     reader, flux = getattr(lora_pipeline, f"{pipeline}LoraLoaderMixin"), pipeline == "Flux"
-    read = reader.lora_state_dict(str(result.path), **({"return_alphas": True} if flux else {}))
+    second = result.run_folder / "diffusers" / "pytorch_lora_weights.safetensors"
+    assert second.is_file() == (name == "lumina2" or name in ("flux2", "chroma") and beside)
+    read = reader.lora_state_dict(str(second if second.is_file() and beside else result.path), **({"return_alphas": True} if flux else {}))
     tensors, alphas = read if isinstance(read, tuple) else (read, None)
     save_file({k: v.clone().contiguous() for k, v in scaled(tensors, alphas).items()}, tmp_path / "diffusers.safetensors")
     names = open_model(family).layer_names("lora_unet")
@@ -331,7 +365,8 @@ def test_diffusers_makes_the_same_weights_of_a_dora(family, tmp_path: Path) -> N
         pytest.skip("its weights take long to divide, and SD3's and Wan's are tested: LORA_LOOM_HEAVY=1 runs it")
     kind, arguments, pipeline = DIFFUSERS[name]
     dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
-    config = CONFIG.replace(adapter={"algorithm": "dora", "targets": "attention"}, train={"batch_size": 1})
+    patterns = (*FAMILIES[name].targets["attention"], *([BESIDE[name]] if name in BESIDE else []))
+    config = CONFIG.replace(adapter={"algorithm": "dora", "target_modules": patterns}, train={"batch_size": 1})
     result = train(open_model(family), dataset, config, loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs")
 
     base = {k: v.detach().clone() for k, v in model.model.diffusion_model.state_dict().items()}

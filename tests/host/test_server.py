@@ -20,6 +20,8 @@ import yaml
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 import torch  # noqa: E402
 from lora_loom.trainer.config import LoomConfig  # noqa: E402
+from lora_loom.trainer.runs import record  # noqa: E402
+from lora_loom.trainer.runs.held import Hold  # noqa: E402
 from lora_loom.trainer.toy import stars  # noqa: E402
 from lora_loom.trainer.toy.demo import CONFIG as DEMO  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -382,17 +384,42 @@ def test_a_cancelled_run_goes_on_where_it_was(comfy):
             pressed.append(1)
             comfy.post("/interrupt", {})
 
-    config = {"dropout": 0.2}
+    good_run(comfy)
+    first = comfy.base / "output" / "loras" / "begin.safetensors"
+    shutil.copy(sorted(first.parent.glob("small*.safetensors"))[0], first)
+    config = {"dropout": 0.2, "init_lora": first.name}
+    well(comfy.run(training(steps=40, name="undisturbed", config=config)))
     outcome = comfy.run(training(steps=40, name="goes_on", config=config), on_message=press)
     assert outcome.ending == "execution_interrupted"
     assert "goes_on" in comfy.get("/object_info/TrainLoRA")["TrainLoRA"]["input"]["optional"]["resume"][1]["options"]
     other = comfy.run(training(steps=40, name="goes_on", config={"dropout": 0.3}, resume="goes_on"))
     assert other.ending == "execution_error" and "dropout is 0.3, was 0.2" in other.error, other.error
+    first.unlink()
+    gone = comfy.run(training(steps=40, name="anew", config={**config, "dropout": 0.1}))
+    assert gone.ending == "execution_error" and "init_lora 'begin.safetensors' is not there" in gone.error, gone.error
     well(comfy.run(training(steps=40, name="goes_on", config=config, resume="goes_on")))
-    well(comfy.run(training(steps=40, name="undisturbed", config=config)))
-    resumed, whole = load_file(lora_file(comfy, "goes_on_2")), load_file(lora_file(comfy, "undisturbed"))
+    assert not lora_file(comfy, "goes_on_2").exists()
+    resumed, whole = load_file(lora_file(comfy, "goes_on")), load_file(lora_file(comfy, "undisturbed"))
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
     assert len((comfy.base / "output" / "lora_loom" / "goes_on" / "metrics.jsonl").read_text().splitlines()) == 40
+
+
+def test_a_run_that_another_process_trains_is_not_taken_for_a_broken_one(comfy):
+    good_run(comfy)
+    runs = comfy.base / "output" / "lora_loom"
+    home = runs / "from the command line"
+    shutil.copytree(next(path for path in runs.iterdir() if (path / record.FILE).is_file()), home)
+    facts = record.read(home)
+    (home / record.FILE).write_text(json.dumps({**facts, "name": home.name, "status": "running", "ended": None}))
+    told = lambda: next(found for found in comfy.get("/lora_loom/runs")["runs"] if found["name"] == home.name)
+    assert told()["status"] == "lost"
+    hold = Hold(home)
+    try:
+        assert (told()["status"], told()["elsewhere"]) == ("running", True)
+        assert "is training: wait for its end" in comfy.post("/lora_loom/run/trash", {"run": home.name})["error"]
+    finally:
+        hold.release()
+    assert told()["status"] == "lost" and comfy.post("/lora_loom/run/trash", {"run": home.name})["name"] == home.name
 
 
 def broken(comfy) -> str:

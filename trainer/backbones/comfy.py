@@ -24,7 +24,7 @@ from ..errors import LoomError
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from .families import FAMILIES, Family
 from .identity import digest, parts_in
-from .protocol import Batch, Conditioning, Weights, is_linear, join_contexts
+from .protocol import Batch, Conditioning, Weights, ask_in_groups, is_linear, join_contexts
 
 try:
     from comfy.quant_ops import QuantizedTensor
@@ -338,10 +338,13 @@ class ComfyModel:
         return [block for blocks in kinds.values() for block in blocks[::every]]
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
+        return ask_in_groups(self._ask, noisy, timesteps, batch.sizes, conditioning)
+
+    def _ask(self, noisy: torch.Tensor, timesteps: torch.Tensor, sizes: list, conditioning: list[Conditioning]) -> torch.Tensor:
         context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)
         y = None
         if self.family.time_ids:
-            y = torch.cat([self._adm(c, size) for c, size in zip(conditioning, batch.sizes)]).to(self.device, self._dtype)
+            y = torch.cat([self._adm(c, size) for c, size in zip(conditioning, sizes)]).to(self.device, self._dtype)
         options = {"optimized_attention_override": self.attention}
         out = self.unet(noisy.to(self._dtype), timesteps.float(), context=context, y=y, transformer_options=options)
         return out.float()

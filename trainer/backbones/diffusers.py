@@ -14,7 +14,7 @@ from ..layers.on_demand import weights_on_demand
 from .diffusers_load import Parts, folder_tokenizers, load_parts
 from .families import FAMILIES
 from .identity import digest
-from .protocol import Batch, Conditioning, TextEncoder, Weights, join_contexts
+from .protocol import Batch, Conditioning, TextEncoder, Weights, ask_in_groups, join_contexts
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -159,11 +159,14 @@ class DiffusersModel:
         return sum(p.numel() * p.element_size() for p in self.unet.parameters() if not p.requires_grad), free_memory(self.device)
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
+        return ask_in_groups(self._ask, noisy, timesteps, batch.sizes, conditioning)
+
+    def _ask(self, noisy: torch.Tensor, timesteps: torch.Tensor, sizes: list, conditioning: list[Conditioning]) -> torch.Tensor:
         context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)
         added = None
         if self.family.time_ids:
             pooled = torch.cat([c.pooled for c in conditioning]).to(self.device, self._dtype)
-            added = {"text_embeds": pooled, "time_ids": torch.tensor(batch.sizes, device=self.device, dtype=self._dtype)}
+            added = {"text_embeds": pooled, "time_ids": torch.tensor(sizes, device=self.device, dtype=self._dtype)}
         out = self.unet(noisy.to(self._dtype), timesteps, encoder_hidden_states=context, added_cond_kwargs=added)
         return out.sample.float()
 

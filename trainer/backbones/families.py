@@ -47,18 +47,24 @@ class Named:
     theirs: tuple[str, ...] = (r"\g<0>",)  # in the order of the rows
     shares: tuple[int, ...] = (1,)  # of the rows
     last_swapped: bool = False  # of the last block, whose rows are twice its columns, the halves stand the other way round
+    apart: bool = False  # diffusers takes it under its own names alone, and not as ComfyUI has it: a second file is left for it
 
 
 def _qkv(own: str, theirs: str, *shares: int) -> Named:
     return Named(own, tuple(theirs.replace("*", part) for part in "qkv"), shares or (1, 1, 1))
 
 
-def _as(own: str, theirs: str, last_swapped: bool = False) -> Named:
-    return Named(own, (theirs,), last_swapped=last_swapped)
+def _as(own: str, theirs: str, last_swapped: bool = False, apart: bool = False) -> Named:
+    return Named(own, (theirs,), last_swapped=last_swapped, apart=apart)
+
+
+def _embedders(prefix: str, **layers: str) -> tuple[Named, ...]:
+    """Of two linear layers each: {theirs: pattern of ours, with the first one's name and the second one's after it}."""
+    return tuple(_as(rf"{own}\.{layer}", f"{prefix}.{theirs}.linear_{n}") for theirs, written in layers.items()
+                 for own, *pair in [written.split()] for n, layer in enumerate(pair, 1))
 
 
 # Beside the blocks; the last norm's halves of scale and shift stand the other way round.
-_TIMES = "time_text_embed.timestep_embedder.linear_"
 _LAST = (_as(r"final_layer\.adaLN_modulation\.1", "norm_out.linear", last_swapped=True), _as(r"final_layer\.linear", "proj_out"))
 _DOUBLE, _SINGLE = r"double_blocks\.(\d+)\.", r"single_blocks\.(\d+)\."
 _DOUBLE_NAMES: tuple[Named, ...] = (
@@ -73,8 +79,13 @@ _FLUX_NAMES: tuple[Named, ...] = (
     Named(_SINGLE + r"linear1", tuple(rf"single_transformer_blocks.\1.{n}" for n in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")), (1, 1, 1, 4)),
     _as(_SINGLE + r"linear2", r"single_transformer_blocks.\1.proj_out"), _as(_SINGLE + r"modulation\.lin", r"single_transformer_blocks.\1.norm.linear"),
     _as("img_in", "x_embedder"), _as("txt_in", "context_embedder"), *_LAST,
-    *(_as(rf"{own}\.{layer}", f"time_text_embed.{theirs}.linear_{n}") for n, layer in ((1, "in_layer"), (2, "out_layer"))
-      for own, theirs in (("time_in", "timestep_embedder"), ("vector_in", "text_embedder"), ("guidance_in", "guidance_embedder"))),
+    *_embedders("time_text_embed", timestep_embedder="time_in in_layer out_layer", text_embedder="vector_in in_layer out_layer",
+                guidance_embedder="guidance_in in_layer out_layer"),
+)
+_CHROMA_NAMES: tuple[Named, ...] = (
+    *_FLUX_NAMES, Named(r"distilled_guidance_layer\.(in|out)_proj", apart=True),  # its reader of LoRAs knows none of these
+    *(_as(rf"(distilled_guidance_layer\.layers\.\d+)\.{own}", rf"\1.{theirs}", apart=True)
+      for own, theirs in (("in_layer", "linear_1"), ("out_layer", "linear_2"))),
 )
 _FLUX2_NAMES: tuple[Named, ...] = (
     *_DOUBLE_NAMES,
@@ -82,6 +93,9 @@ _FLUX2_NAMES: tuple[Named, ...] = (
     _as(_DOUBLE + r"txt_mlp\.0", r"transformer_blocks.\1.ff_context.linear_in"), _as(_DOUBLE + r"txt_mlp\.2", r"transformer_blocks.\1.ff_context.linear_out"),
     _as(_SINGLE + r"linear1", r"single_transformer_blocks.\1.attn.to_qkv_mlp_proj"), _as(_SINGLE + r"linear2", r"single_transformer_blocks.\1.attn.to_out"),
     _as(r"((?:single|double)_stream_modulation(?:_img|_txt)?)\.lin", r"\1.linear"),
+    _as("img_in", "x_embedder"), _as("txt_in", "context_embedder"),
+    replace(_LAST[0], apart=True), _LAST[1],  # its reader of LoRAs, unlike that of checkpoints, leaves the halves as they are
+    *_embedders("time_guidance_embed", timestep_embedder="time_in in_layer out_layer", guidance_embedder="guidance_in in_layer out_layer"),
 )
 _JOINT = r"joint_blocks\.(\d+)\."
 _SD3_NAMES: tuple[Named, ...] = (
@@ -94,13 +108,16 @@ _SD3_NAMES: tuple[Named, ...] = (
     _as(_JOINT + r"context_block\.mlp\.fc2", r"transformer_blocks.\1.ff_context.net.2"),
     _as(_JOINT + r"x_block\.adaLN_modulation\.1", r"transformer_blocks.\1.norm1.linear"),
     _as(_JOINT + r"context_block\.adaLN_modulation\.1", r"transformer_blocks.\1.norm1_context.linear", last_swapped=True),
-    Named("context_embedder"), *_LAST, *(_as(rf"t_embedder\.mlp\.{i}", f"{_TIMES}{n}") for i, n in ((0, 1), (2, 2))),
-    *(_as(rf"y_embedder\.mlp\.{i}", f"time_text_embed.text_embedder.linear_{n}") for i, n in ((0, 1), (2, 2))),
+    Named("context_embedder"), *_LAST, *_embedders("time_text_embed", timestep_embedder=r"t_embedder\.mlp 0 2", text_embedder=r"y_embedder\.mlp 0 2"),
 )
-_LUMINA2_NAMES: tuple[Named, ...] = (
+# diffusers' reader wants every layer of every block, and none beside them.
+_LUMINA2_NAMES: tuple[Named, ...] = tuple(replace(named, apart=True) for named in (
     _qkv(r"(.*)\.attention\.qkv", r"\1.attn.to_*", 3, 1, 1), _as(r"(.*)\.attention\.out", r"\1.attn.to_out.0"),
     _as(r"(.*)\.feed_forward\.w([123])", r"\1.feed_forward.linear_\2"), _as(r"(\w+\.\d+)\.adaLN_modulation\.1", r"\1.norm1.linear"),
-)
+    Named("x_embedder"), _as(r"cap_embedder\.1", "time_caption_embed.caption_embedder.1"),
+    *_embedders("time_caption_embed", timestep_embedder=r"t_embedder\.mlp 0 2"),
+    _as(r"final_layer\.adaLN_modulation\.1", "norm_out.linear_1"), _as(r"final_layer\.linear", "norm_out.linear_2"),
+))
 _Z_IMAGE_NAMES: tuple[Named, ...] = (
     _qkv(r"(.*\.attention)\.qkv", r"\1.to_*"), _as(r"(.*\.attention)\.out", r"\1.to_out.0"), Named(r".*\.feed_forward\.w[123]"),
     Named(r"(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"), Named(r"cap_embedder\.1|t_embedder\.mlp\.\d"),
@@ -110,6 +127,8 @@ _WAN_NAMES: tuple[Named, ...] = (
     _as(r"(blocks\.\d+)\.self_attn\.([qkv])", r"\1.attn1.to_\2"), _as(r"(blocks\.\d+)\.self_attn\.o", r"\1.attn1.to_out.0"),
     _as(r"(blocks\.\d+)\.cross_attn\.([qkv])", r"\1.attn2.to_\2"), _as(r"(blocks\.\d+)\.cross_attn\.o", r"\1.attn2.to_out.0"),
     _as(r"(blocks\.\d+)\.ffn\.0", r"\1.ffn.net.0.proj"), _as(r"(blocks\.\d+)\.ffn\.2", r"\1.ffn.net.2"),
+    *_embedders("condition_embedder", time_embedder="time_embedding 0 2", text_embedder="text_embedding 0 2"),
+    _as(r"time_projection\.1", "condition_embedder.time_proj"), _as(r"head\.head", "proj_out"),
 )
 
 
@@ -170,7 +189,7 @@ FAMILIES = {
         _transformer("sd3", "Stable Diffusion 3.x", _SD3, ("JointBlock",), cfg=4.5, keys="transformer", names=_SD3_NAMES),
         _transformer("flux", "Flux.1", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0,
                      names=_FLUX_NAMES),
-        _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", cfg=4.0, names=_FLUX_NAMES),
+        _transformer("chroma", "Chroma", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", cfg=4.0, names=_CHROMA_NAMES),
         _transformer("flux2", "Flux.2", _FLUX, ("DoubleStreamBlock", "SingleStreamBlock"), timestep_shift="resolution", guidance=1.0, cfg=1.0,
                      channels=128, cell=16, patch=1, keys="diffusion_model", names=_FLUX2_NAMES),
         _transformer("qwen_image", "Qwen-Image", _QWEN, ("QwenImageTransformerBlock",), timestep_shift="constant", shift=2.2, keys="diffusion_model", cfg=2.5),

@@ -112,14 +112,22 @@ def is_linear(layer: torch.nn.Module) -> bool:
 
 
 def join_contexts(contexts: list[torch.Tensor]) -> torch.Tensor:
-    """(B, tokens, width) from rows of (1, n·77, width): repeating a context leaves cross-attention unchanged.
-
-    Where only a very long one would do for all (5 and 7 windows: 35), the longest row's length is taken and repeats are cut.
-    """
-    longest = max(c.shape[1] for c in contexts)
+    """(B, tokens, width) from rows of (1, n·77, width): repeating a context leaves cross-attention unchanged."""
     length = math.lcm(*(c.shape[1] for c in contexts))
-    length = length if length <= 4 * longest else longest
-    return torch.cat([c.repeat(1, -(-length // c.shape[1]), 1)[:, :length] for c in contexts])
+    return torch.cat([c.repeat(1, length // c.shape[1], 1) for c in contexts])
+
+
+def ask_in_groups(ask: Callable[[torch.Tensor, torch.Tensor, list, list[Conditioning]], torch.Tensor],
+                  noisy: torch.Tensor, timesteps: torch.Tensor, sizes: list, conditioning: list[Conditioning]) -> torch.Tensor:
+    """What `ask` gives for all rows at once; for those of each context's length by themselves, in the rows' order, where only a context of more than
+    four times the longest would do for all (5 and 7 windows: 35). Cutting one instead would change what the model answers."""
+    lengths = [c.context.shape[1] for c in conditioning]
+    if math.lcm(*lengths) <= 4 * max(lengths):
+        return ask(noisy, timesteps, sizes, conditioning)
+    groups = [[row for row, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
+    answers = torch.cat([ask(noisy[rows], timesteps[rows], [sizes[row] for row in rows] if sizes else [], [conditioning[row] for row in rows])
+                         for rows in groups])
+    return answers[torch.tensor(sum(groups, [])).argsort().to(answers.device)]
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,10 @@ def _checked(tree: dict[str, Any], called: str) -> dict[str, Any]:
             raise LoomError(f"{called} has the {part} {str(words)[:80]}: it takes text, or text in {' and '.join(LANGUAGES)}")
     tree = {**tree, "values": values, "families": families}
     for family in ("", *families):
-        _for_family(tree, family)
+        try:
+            _for_family(tree, family)
+        except LoomError as error:
+            raise LoomError(f"{called}{f' for the family {family!r}' if family else ''}: {error}", error.fix) from error
     return tree
 
 
@@ -142,7 +145,8 @@ def _name(path: Path) -> str:
 
 def _read(name: str) -> dict[str, Any]:
     path = _file(name)
-    tree = mapping(text_of(path, called := f"preset {name!r}"), called, WANTED)
+    called = f"preset {name!r}" + ("" if path.parent == FOLDER else f" ({path.name})")
+    tree = mapping(text_of(path, called), called, WANTED)
     if path.parent == FOLDER:
         for part in ("title", "description"):
             missing = [language for language in LANGUAGES if not (tree.get(part) or {}).get(language)]
@@ -150,7 +154,7 @@ def _read(name: str) -> dict[str, Any]:
                 raise LoomError(f"preset {name!r} has no {part} in {', '.join(missing)}: give {part} in {' and '.join(LANGUAGES)}")
         if "values" not in tree:
             raise LoomError(f"preset {name!r} has no values: give a part of a run's configuration under `values:`")
-    return _checked(tree, f"preset {name!r}")
+    return _checked(tree, called)
 
 
 def _file(name: str) -> Path:

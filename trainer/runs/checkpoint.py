@@ -9,6 +9,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 
 from ..config import LoomConfig
 from ..errors import LoomError
@@ -16,9 +17,9 @@ from ..files import write_whole
 
 FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
-# What may change between a run's start and its resumption: how long it goes on, and what is written when.
-FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("train", "plain_layers"), ("output", None),
-        ("samples", None), ("data", "cache")}
+# What may change between a run's start and its resumption: how long it goes on, what is written when, and what is not read again.
+FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("train", "plain_layers"),
+        ("output", None), ("samples", None), ("data", "cache"), ("adapter", "init_lora")}
 
 
 def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
@@ -55,7 +56,7 @@ def configured(run: Path) -> LoomConfig:
     """The configuration that the run was started with."""
     try:
         return LoomConfig.from_yaml((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LoomError) as error:
         raise LoomError(f"resume {run.name!r} has no readable config.yaml ({error}): choose another run") from error
 
 

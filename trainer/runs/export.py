@@ -35,19 +35,25 @@ def state_dict(adapters: list[Adapter], config: LoomConfig, keys: str) -> dict[s
 
 
 def for_diffusers(adapters: list[Adapter], config: LoomConfig) -> dict[str, torch.Tensor]:
-    """A DoRA as diffusers reads it, which leaves `dora_scale` out of any file; {} where a layer has no name there.
+    """The LoRA in diffusers' own names where it cannot read the other file: a DoRA, for it leaves `dora_scale` out of any file, and layers that
+    families.py has `apart`. {} where that file will do, and where a layer has no name there.
 
     {name.lora_A.weight (r, in, …), name.lora_B.weight (out, r, …), name.lora_magnitude_vector.weight (out,) or (1, out, 1, 1)} on CPU."""
+    if any(a.diffusers is None for a in adapters) or config.adapter.algorithm != "dora" and not any(a.diffusers.apart for a in adapters):
+        return {}
     found: dict[str, torch.Tensor] = {}
     for adapter in adapters:
-        if adapter.diffusers is None:
+        tensors, named = adapter.tensors(), adapter.named()
+        if UP not in tensors:  # LoHa, LoKr and OFT are ComfyUI's
             return {}
-        tensors = adapter.tensors()
-        tensors[SCALE] = turned(adapter.named()[SCALE], tensors[DOWN].shape[1], adapter.diffusers)
+        if SCALE in tensors:
+            tensors[SCALE] = turned(named[SCALE], tensors[DOWN].shape[1], adapter.diffusers)
         for name, part in zip(adapter.diffusers.theirs, divided(tensors, adapter.diffusers)):
             part = _peft_named(part)
-            part[SCALE] = part[SCALE].reshape(-1) if part["lora_A.weight"].ndim == 2 else part[SCALE].reshape(1, -1, 1, 1)
-            found.update({f"{name}.lora_magnitude_vector.weight": part.pop(SCALE), **{f"{name}.{k}": v for k, v in part.items()}})
+            if SCALE in part:
+                magnitude = part.pop(SCALE)
+                found[f"{name}.lora_magnitude_vector.weight"] = magnitude.reshape(-1) if part["lora_A.weight"].ndim == 2 else magnitude.reshape(1, -1, 1, 1)
+            found.update({f"{name}.{k}": v for k, v in part.items()})
     return _on_cpu(found, config)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ..backbones.families import Family
 from ..errors import LoomError
-from .parts import Tensors, joined
+from .parts import Tensors, joined, multiplied_out
 
 # Ends of keys, longest first; what they are called in our files.
 _SUFFIXES = {
@@ -124,4 +124,4 @@ def read(path: Path, names: dict[str, str], family: Family) -> dict[str, Tensors
             if ours in found:
                 raise LoomError(f"init_lora {path.name!r} has {ours} whole and in parts: one of them would be lost; choose a file that has it once")
             found[ours] = joined(given, named, f"init_lora {path.name!r} at {ours}")
-    return found
+    return {ours: multiplied_out(tensors, f"init_lora {path.name!r} at {ours}") for ours, tensors in found.items()}

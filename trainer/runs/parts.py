@@ -26,6 +26,22 @@ def divided(tensors: Tensors, named: Named) -> list[Tensors]:
     return found
 
 
+def multiplied_out(tensors: Tensors, what: str) -> Tensors:
+    """A LoKr's second factor as one matrix where it is in Tucker's form: ComfyUI's loader leaves such layers out (torch.kron refuses the view that it
+    makes of them), so that nothing can be saved in it. LoomError, beginning with `what`, where its parts do not fit together."""
+    if "lokr_t2" not in tensors or not {"lokr_w2_a", "lokr_w2_b"} <= tensors.keys():
+        return tensors
+    core, a, b = (tensors[name].float() for name in ("lokr_t2", "lokr_w2_a", "lokr_w2_b"))
+    try:
+        w2 = torch.einsum("ij...,jr,ip->pr...", core, b, a).contiguous()
+    except RuntimeError as error:
+        raise LoomError(f"{what} has lokr_t2 {tuple(core.shape)}, lokr_w2_a {tuple(a.shape)} and lokr_w2_b {tuple(b.shape)}, which do not fit together: "
+                        "choose a whole file") from error
+    if "lokr_w1_b" not in tensors and "alpha" in tensors:  # without a factor of low rank readers know no scale
+        w2 *= tensors["alpha"].item() / len(b)
+    return {**{name: t for name, t in tensors.items() if name not in ("lokr_t2", "lokr_w2_a", "lokr_w2_b")}, "lokr_w2": w2}
+
+
 def joined(given: dict[int, Tensors], named: Named, what: str) -> Tensors:
     """One layer's tensors from those of its parts by their place; a part that is not given changes nothing. Parts that read their input differently
     stay apart, so that the rank is the sum of theirs. LoomError, beginning with `what`, where they cannot be put together."""

@@ -12,6 +12,7 @@ from ..errors import LoomError
 from ..files import write_whole
 
 FILE = "run.json"
+_KEPT = ("lora", "final", "digests")  # of a run that goes on: its LoRA file so far
 POINTS = 48  # of the small curve that an ended run keeps, so that listing a thousand runs reads no metrics
 
 
@@ -23,8 +24,19 @@ class Record:
         self._path, self._since = run / FILE, time.time()
         before = read(run)
         self._before = before.get("seconds") or 0.0
-        self.facts = {"version": 1, "name": run.name, "started": before.get("started") or self._since, **facts}
+        self.facts = {"version": 1, "name": run.name, "started": before.get("started") or self._since,
+                      **{name: before[name] for name in _KEPT if name in before}, **facts}
         self.write("running", ended=None)
+
+    @property
+    def digests(self) -> list[str]:
+        """sha256 of the LoRA files that the run has written as its result: of the last one, and of one that may not have come to be."""
+        found = self.facts.get("digests")
+        return found if isinstance(found, list) else []
+
+    def writes(self, digest: str) -> None:
+        """A file of these bytes is about to be written."""
+        self.write("running", digests=[*self.digests[-1:], digest])
 
     def write(self, status: str, **facts: Any) -> None:
         self.facts.update(facts, status=status, seconds=self._before + time.time() - self._since)

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,15 +16,16 @@ from ..backbones.protocol import TrainableModel
 from ..config import LoomConfig
 from ..data.dataset import Dataset
 from ..errors import LoomError
-from ..files import write_whole
+from ..files import digest_of, write_whole
 from ..hooks import Hooks, Progress
 from ..state import State
-from . import checkpoint, export, logs, store
+from . import checkpoint, export, logs, record, store
 
 
 @dataclass
 class Saver:
-    """Writes where `save_steps`, `save_minutes`, a better validation loss and the host ask for it, and at the end on every way out.
+    """Writes where `save_steps`, `save_minutes`, a better validation loss and the host ask for it, and at the end on every way out. A run that was
+    taken up again writes its own file anew.
 
     `facts` go into the state beside its own: whatever must be the same when it is taken up.
     """
@@ -35,6 +38,7 @@ class Saver:
     reserve: store.Reservation
     hooks: Hooks
     facts: dict[str, str]
+    kept: record.Record
     best: float | None = None
     path: Path | None = None
     lora: dict[str, torch.Tensor] | None = None
@@ -69,15 +73,32 @@ class Saver:
                 self._resumable(state)
         data, self.lora = self._bytes(state), self._tensors(state, "diffusion_model")
         self.reserve.release()
-        self.path = _write(self.loras_folder, self.run, self.config.output.name, data)
+        self.path = self._result(data)
         self._file("latest").unlink(missing_ok=True)
-        if self.config.adapter.algorithm == "dora":
-            with contextlib.suppress(OSError):
-                self._write_for_diffusers(state)
+        with contextlib.suppress(OSError):
+            self._write_for_diffusers(state)
         if state.step >= state.steps:  # last: a kill before this costs no more than the steps since the last save
             with contextlib.suppress(OSError):
                 checkpoint.remove(self.run)
         self.hooks.event("saved", {"path": str(self.path), "steps": state.step})
+
+    def _result(self, data: bytes) -> Path:
+        """The LoRA in ComfyUI's folder: in place of the one that this run left there, where it did; else under a name that is free."""
+        earlier = self._earlier()
+        self.kept.writes(hashlib.sha256(data).hexdigest())
+        if earlier is not None:
+            with contextlib.suppress(OSError):  # such as on Windows, where something reads it
+                write_whole(earlier, data)
+                return earlier
+        return _write(self.loras_folder, self.run, self.config.output.name, data)
+
+    def _earlier(self) -> Path | None:
+        """The file that this run has left under its name, as long as it is what the run wrote: another's may have come in its place."""
+        facts, name = self.kept.facts, self.config.output.name
+        known = str(facts.get("final") or facts.get("lora") or f"{name}.safetensors")  # a crash may have come before the record
+        path = self.loras_folder / known
+        named = re.fullmatch(rf"{re.escape(name)}(_\d+)?\.safetensors", known)
+        return path if named and not path.is_symlink() and digest_of(path) in self.kept.digests else None
 
     def take_up(self, state: State, written: tuple) -> None:
         state.take_up(written)
@@ -118,7 +139,7 @@ class Saver:
         return export.metadata(self.model, self.dataset, self.config, state.step)
 
     def _write_for_diffusers(self, state: State) -> None:
-        """A DoRA's second file, in a folder and under a name that diffusers' load_lora_weights takes as it is."""
+        """The second file of what diffusers cannot read in the first, in a folder and under a name that its load_lora_weights takes as it is."""
         with state.shown():
             tensors = export.for_diffusers(state.adapters, self.config)
         if tensors:

@@ -80,7 +80,7 @@ export function fillCard(card, run, { chosen, current, resting, anew = false }) 
         p.name.title = w.open(run.name);
         p.box.setAttribute("aria-label", w.select(run.name));
     }
-    put(p.state, "textContent", states()[run.status] ?? run.status);
+    put(p.state, "textContent", run.elsewhere ? w.elsewhere : states()[run.status] ?? run.status);
     const line = facts(run, w);
     put(p.facts, "textContent", line);
     put(p.facts, "title", [line, moment(run.started), run.error || run.report].filter(Boolean).join("\n"));

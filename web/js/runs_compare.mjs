@@ -69,7 +69,7 @@ export async function openCompare(names, panel) {
             const values = { textContent: w[action.id], title: why || w[action.tip], disabled: Boolean(why) };
             return el("button", { type: "button", ...values, onclick: () => work(run, action.id) });
         });
-        const state = el("span", { className: "state", textContent: states()[run.status] ?? run.status });
+        const state = el("span", { className: "state", textContent: run.elsewhere ? words().elsewhere : states()[run.status] ?? run.status });
         const out = runs.length > 2 ? cross(w.remove(run.name), () => leave(run)) : null;
         const report = run.error || run.report ? el("div", { className: "report", textContent: run.error || run.report }) : null;
         const card = el("div", { style: `--color: ${run.color}` }, el("div", { className: "head" }, el("b", { textContent: run.name }), state, out),

@@ -1,0 +1,57 @@
+"""Whether a run is being trained, by whichever process: it holds a lock on a file in the run's folder, which the system lets go of with the process."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+from ..errors import LoomError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+FILE = "running.lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+
+
+class Hold:
+    """This process's claim to a run. LoomError where another has it."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / FILE
+        self._file = open(self._path, "ab")
+        if not (_lock(self._file) or time.sleep(0.1) or _lock(self._file)):  # whoever looks whether it is held has it for a moment
+            self._file.close()
+            raise LoomError(f"run {run.name!r} is being trained by another process: wait for its end, or stop it there")
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # Windows removes no open file: the empty one stays
+            os.unlink(self._path)
+        self._file.close()
+
+
+def is_held(run: Path) -> bool:
+    """Whether some process trains that run; False where the file system has no locks."""
+    try:
+        with open(run / FILE, "r+b") as file:
+            return not _lock(file)
+    except OSError:
+        return False
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Until the file is closed; False where another has it open and locked. Where there are no locks nobody is kept out."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        return error.errno not in _TAKEN
+    return True
