@@ -1,5 +1,6 @@
 // What the caption editor asks the server for. Errors are thrown with the server's own words.
 import { api } from "../../scripts/api.js";
+import { translated } from "./translated.mjs";
 
 export class Changed extends Error {}
 
@@ -7,7 +8,7 @@ async function answerOf(route, options) {
     const response = await api.fetchApi(route, options);
     const answer = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }));
     if (response.status === 409) throw new Changed(answer.error);
-    if (!response.ok) throw new Error(answer.error);
+    if (!response.ok) throw new Error(translated(answer.error));
     return answer;
 }
 

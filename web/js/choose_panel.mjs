@@ -7,6 +7,7 @@ import { refold } from "./fold.mjs";
 import { el } from "./modal.mjs";
 import { cellUrl, gridOf, keepCheckpoint } from "./runs_api.mjs";
 import { say } from "./settings.mjs";
+import { translated } from "./translated.mjs";
 
 export const HEIGHT = 320;  // pixels of the graph that the grid keeps, whatever it shows
 const LOOK = '<svg viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round"><circle cx="7" cy="7" r="4.5"/><path d="m10.5 10.5 4 4"/></svg>';
@@ -157,7 +158,7 @@ export class GridPanel {
         const key = JSON.stringify(lines);
         if (key === this.told) return;  // a text that is being read or marked stays
         this.told = key;
-        this.says.replaceChildren(...lines.map(([kind, text]) => el("p", { className: kind, textContent: text })));
+        this.says.replaceChildren(...lines.map(([kind, text]) => el("p", { className: kind, textContent: translated(text) })));
     }
 
     setChoice(text) {

@@ -1,6 +1,7 @@
 // Asks the server what a run will take: one question at a time, the newest wins, and what was answered is remembered for a while.
 import { api } from "../../scripts/api.js";
 import { requestFor } from "./estimate_graph.mjs";
+import { translated } from "./translated.mjs";
 
 const answers = new Map();  // question as text -> its answer, with the time it came
 const FRESH = 30_000;  // ms: a folder or a file may be another after that
@@ -10,7 +11,7 @@ export async function estimate(question) {
     if (known && Date.now() - known.at < FRESH) return known.answer;
     const asked = api.fetchApi("/lora_loom/estimate", { method: "POST", headers: { "Content-Type": "application/json" }, body: text }).then(async (response) => {
         const found = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }));
-        return response.ok ? found : { error: found.error };
+        return response.ok ? { ...found, notes: found.notes.map(translated) } : { error: translated(found.error) };
     }).catch((error) => ({ error: error.message }));
     answers.set(text, { answer: asked, at: Date.now() });
     if (answers.size > 200) answers.delete(answers.keys().next().value);

@@ -1,6 +1,7 @@
 // From a report, as trainer/data/report.py gives it, to elements. Names come from users' files: they are set as text, never as HTML.
 import { chinese } from "./settings.mjs";
 import { found, said, words } from "./report_words.mjs";
+import { translated } from "./translated.mjs";
 
 const STYLE = `
 .loom-place { position: relative; height: 100%; min-height: 260px; }
@@ -67,7 +68,7 @@ function buckets(report) {
 
 function finding(one) {
     const count = one.count ? element("span", "loom-muted", String(one.count)) : "";
-    const names = one.pictures.map(({ name, detail }) => element("li", "", name, detail ? element("span", "loom-muted", ` · ${detail}`) : ""));
+    const names = one.pictures.map(({ name, detail }) => element("li", "", name, detail ? element("span", "loom-muted", ` · ${translated(detail)}`) : ""));
     if (one.count > names.length) names.push(element("li", "loom-muted", words().more(one.count - names.length)));
     const text = (chinese() && said(one)) || one.text;
     const summary = element("summary", `loom-${one.severity}`, element("span", "", found(one.id)), count);

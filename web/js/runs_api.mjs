@@ -1,10 +1,11 @@
 // What the page asks of the server about runs (nodes/runs_routes.py).
 import { api } from "../../scripts/api.js";
+import { translated } from "./translated.mjs";
 
 async function answer(request) {
     const response = await request;
     const found = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }));
-    if (!response.ok) throw new Error(found.error);
+    if (!response.ok) throw new Error(translated(found.error));
     return found;
 }
 

@@ -1,6 +1,7 @@
 // What our extensions say, ask and fill in: words in the page's language, its dialogs, the server's routes, widgets.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { translated } from "./translated.mjs";
 
 const WORDS = {
     en: {
@@ -24,7 +25,7 @@ export const chinese = () => String(setting("Comfy.Locale") ?? "en").startsWith(
 export const words = () => WORDS[chinese() ? "zh" : "en"];
 
 export function say(severity, detail) {
-    app.extensionManager?.toast?.add({ severity, summary: words().failed, detail, life: severity === "error" ? 12000 : 4000 });
+    app.extensionManager?.toast?.add({ severity, summary: words().failed, detail: translated(detail), life: severity === "error" ? 12000 : 4000 });
 }
 
 async function answerOf(request) {

@@ -2,6 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { words } from "./captions_words.mjs";
 import { el, openModal } from "./modal.mjs";
+import { translated } from "./translated.mjs";
 
 const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
 export const dragged = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
@@ -73,8 +74,8 @@ export function showRefused({ error, refused = [], notes = [] }) {
     const w = words(), { dialog, close } = openModal(w.refusedTitle, "small");
     const title = error ? w.nothing : refused.length ? w.refusedTitle : w.notesTitle;
     dialog.append(el("div", { className: "body" }, el("h2", { textContent: title }),
-        error ? el("div", { textContent: error }) : null, ...notes.map((note) => el("div", { className: "soft", textContent: note })),
-        el("ul", { className: "list" }, ...refused.slice(0, 500).map(([name, why]) => el("li", {}, el("b", { textContent: name }), el("span", { className: "soft", textContent: why }))),
+        error ? el("div", { textContent: translated(error) }) : null, ...notes.map((note) => el("div", { className: "soft", textContent: translated(note) })),
+        el("ul", { className: "list" }, ...refused.slice(0, 500).map(([name, why]) => el("li", {}, el("b", { textContent: name }), el("span", { className: "soft", textContent: translated(why) }))),
             ...(refused.length > 500 ? [el("li", { textContent: w.more(refused.length - 500) })] : [])),
         el("div", { className: "right" }, el("button", { className: "strong", textContent: w.close, onclick: close }))));
     dialog.querySelector("button").focus();
