@@ -6,6 +6,7 @@
 // shows, {AutoCaption.7} the same for the input that hole 7 names.
 const NUMBER = "[-+]?(?:[\\d,]*\\.?\\d+(?:e[-+]?\\d+)?|inf|nan)%?", QUOTED = "'(?:[^'\\\\]|\\\\.)*'|\"(?:[^\"\\\\]|\\\\.)*\"|\\w*[[({][^]*?[\\])}]|[^\\s,;:'\"]+";
 const MOST = 4000, PARTS = 30, JOINED = 6, DEPTH = 5;  // characters of a text that is worth the search; sentences in it, and of one message; messages within messages
+const BEFORE = /^\n?(?:warning: |警告：)?/;  // of a line that stands by itself
 const plain = (text) => text.replaceAll("{{", "{").replaceAll("}}", "}");
 const quoted = (text) => text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
 
@@ -32,12 +33,12 @@ function hole(kind) {
 
 class Template {
     constructor(english, translation) {
-        const parts = pieces(english);
+        const parts = pieces(english.replace(BEFORE, ""));
         this.holes = parts.map(([, kind]) => kind).slice(0, -1);
         this.literals = parts.map(([literal]) => literal).filter(Boolean);
         this.weight = this.literals.join("").length + this.holes.reduce((sum, kind) => sum + (kind.includes("|") ? Math.max(...kind.split("|").map((one) => one.length)) : 0), 0);
         this.parts = parts;
-        this.translation = pieces(translation);
+        this.translation = pieces(translation.replace(BEFORE, ""));
     }
 
     // The texts of its holes; null where it does not fit. Most texts are refused by the first literal that they lack.
@@ -55,7 +56,7 @@ class Template {
 
 // (text) => the text in the page's language. table: {template: translation}; names: {node: {display_name, inputs: {input: {name}}}}.
 export function translator(table, names = {}) {
-    const templates = Object.entries(table).map(([english, translation]) => new Template(english, translation)).sort((one, other) => other.weight - one.weight);
+    const templates = Object.entries(table).map(([english, translation]) => new Template(english, translation)).filter(({ weight }) => weight).sort((one, other) => other.weight - one.weight);
     const known = new Map();
 
     const label = (node, input) => {
@@ -171,12 +172,18 @@ export function translator(table, names = {}) {
         return (text.trim() ? inner(text) : null) ?? { said: text, weight: 0 };
     }
 
+    // A line under a finding: names, each with a detail in brackets.
+    function named(text) {
+        return listed(text).said.split(", ").map((one) => one.replace(/ \(([^()]+)\)$/, (all, detail) => `（${whole(detail)?.said ?? detail}）`)).join(", ");
+    }
+
     // Lines are messages of their own, but for those of one that quotes several.
     function translate(text) {
         if (text.length > MOST) return text;
         const said = (one) => (line(one) ?? listing(one))?.said ?? one;
         if (!text.includes("\n")) return said(text);
-        const lines = text.split("\n").map((one) => whole(one)?.said ?? one.match(/^ */)[0] + said(one.trimStart())).join("\n");
+        const under = (one) => whole(one)?.said ?? one.match(/^ +/)[0] + (line(one.trim())?.said ?? named(one.trim()));
+        const lines = text.split("\n").map((one) => (one.startsWith(" ") ? under(one) : said(one))).join("\n");
         return lines === text ? said(text) : lines;
     }
 
