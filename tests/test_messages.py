@@ -169,6 +169,13 @@ def test_what_is_joined_of_several_messages_is_translated_in_its_parts():
     assert dict(zip(JOINED, translated(*JOINED))) == JOINED
 
 
+def test_a_message_of_many_parts_does_not_hold_the_page_up():
+    """Each of its parts could begin or end in many places: translated() waits a minute, and every one read anew would take hours."""
+    names = [f"p {i}.png" for i in range(40)]
+    listed, = translated(f"none of the 40 pictures in 'x' can be read ({'; '.join(f'{name}: broken (cut off (3: bytes))' for name in names)}): replace them by intact files")
+    assert listed == f"'x' 中的 40 张图片都无法读取（{'；'.join(f'{name}：已损坏（cut off (3: bytes)）' for name in names)}）：请换成完好的文件"
+
+
 def test_what_is_no_text_of_ours_stays_as_it_is():
     foreign = ["RuntimeError: CUDA error: an illegal memory access was encountered", "none", "已经是中文：rank 0", "", "a photo of a cat, like x",
                "x: " * 300 + "is y. z " * 40, "line one\nline two: the end", "Expected all tensors to be on the same device. Got cpu and cuda:0"]

@@ -1,15 +1,21 @@
-// The server's messages in Chinese: the table is there before the first node is, and the texts that ComfyUI draws inside our nodes are translated too.
+// The server's messages in Chinese: the table is there before the first node is, and the text that ComfyUI puts into our nodes is translated too.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { chinese, everyNode } from "./settings.mjs";
 import { loadMessages, translated } from "./translated.mjs";
 
-const ours = (id) => everyNode(app.rootGraph ?? app.graph).some((node) => String(node.id) === id && node.constructor.nodeData?.category === "LoRA Loom");
+const WIDGET = "$$node-text-preview";  // ComfyUI's own, in which it shows a node's text
 
-// Before ComfyUI's own listener, which puts the text into the node.
 api.addEventListener("progress_text", ({ detail }) => {
-    if (detail?.text && ours(String(detail.nodeId).split(":").at(-1))) detail.text = translated(detail.text);
-}, { capture: true });
+    const said = translated(detail?.text), id = String(detail?.nodeId).split(":").at(-1);
+    if (!said || said === detail.text) return;
+    queueMicrotask(() => {  // when ComfyUI's own listener has put the text there
+        for (const node of everyNode(app.rootGraph ?? app.graph)) {
+            const widget = String(node.id) === id && node.constructor.nodeData?.category === "LoRA Loom" && node.widgets?.find((one) => one.name === WIDGET);
+            if (widget && widget.value === detail.text) widget.value = said;
+        }
+    });
+});
 
 app.registerExtension({
     name: "lora_loom.messages",

@@ -4,8 +4,10 @@
 // A template's holes: {} anything, {!r} what is quoted, {:g} a number, {is|are} one of these words. They count from 1. The translation's:
 // {1} as it is, {1t} translated in turn, {1l} names and how many more, {1:甲|乙} by which of the words it was, {LoRAConfig.rank} and {LoRAConfig} the names that the canvas
 // shows, {AutoCaption.7} the same for the input that hole 7 names.
-const NUMBER = "[-+]?(?:[\\d,]*\\.?\\d+(?:e[-+]?\\d+)?|inf|nan)%?", QUOTED = "'(?:[^'\\\\]|\\\\.)*'|\"(?:[^\"\\\\]|\\\\.)*\"|\\w*[[({][^]*?[\\])}]|[^\\s,;:'\"]+";
-const MOST = 4000, PARTS = 30, JOINED = 6, DEPTH = 5;  // characters of a text that is worth the search; sentences in it, and of one message; messages within messages
+const NUMBER = "[-+]?(?:[\\d,]*\\.?\\d+(?:e[-+]?\\d+)?|inf|nan)%?";
+const QUOTED = "'(?:[^'\\\\]|\\\\.)*'|\"(?:[^\"\\\\]|\\\\.)*\"|\\w*[[({][^]*?[\\])}]|[^\\s,;:'\"]+";
+// Characters of a text that is worth the search; parts of it, and those that one message may take; messages within messages.
+const MOST = 4000, PARTS = 60, JOINED = 4, DEPTH = 4;
 const BEFORE = /^\n?(?:warning: |警告：)?/;  // of a line that stands by itself
 const plain = (text) => text.replaceAll("{{", "{").replaceAll("}}", "}");
 const quoted = (text) => text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
@@ -36,7 +38,8 @@ class Template {
         const parts = pieces(english.replace(BEFORE, ""));
         this.holes = parts.map(([, kind]) => kind).slice(0, -1);
         this.literals = parts.map(([literal]) => literal).filter(Boolean);
-        this.weight = this.literals.join("").length + this.holes.reduce((sum, kind) => sum + (kind.includes("|") ? Math.max(...kind.split("|").map((one) => one.length)) : 0), 0);
+        const words = this.holes.filter((kind) => kind.includes("|")).map((kind) => Math.max(...kind.split("|").map((one) => one.length)));
+        this.weight = words.reduce((sum, length) => sum + length, this.literals.join("").length);
         this.parts = parts;
         this.translation = pieces(translation.replace(BEFORE, ""));
     }
@@ -65,7 +68,13 @@ export function translator(table, names = {}) {
         return input ? `“${shown.display_name}”的“${shown.inputs?.[input]?.name ?? input}”` : `“${shown.display_name}”`;
     };
 
-    let depth = 0;
+    let depth = 0, seen = new Map();  // readings of the text in hand: its parts are asked for again and again
+
+    function once(kind, text, read) {
+        const key = kind + depth + text;
+        if (!seen.has(key)) seen.set(key, read(text));
+        return seen.get(key);
+    }
 
     // {said, weight} of a template's translation with its holes filled.
     function filled(template, values) {
@@ -86,7 +95,9 @@ export function translator(table, names = {}) {
     }
 
     // Every reading is {said, weight}: the weight is how many characters of ours were recognised, and the heaviest reading is the right one.
-    function whole(text) {
+    const whole = (text) => once("whole", text, matched);
+
+    function matched(text) {
         for (const template of templates) {
             const values = template.match(text);
             if (values) return filled(template, values);
@@ -97,25 +108,26 @@ export function translator(table, names = {}) {
     const heavier = (...readings) => readings.reduce((best, one) => (one && (!best || one.weight > best.weight) ? one : best), null);
 
     // Messages that were joined: how they are parted so that most is recognised. What is in none of them stays as it is.
-    function joined(text, between, joint, read) {
+    function joined(text, between, joint, read, most = JOINED) {
         const parts = text.split(between);
         if (parts.length < 2 || parts.length > PARTS) return null;
         const best = [...parts.map(() => null), { said: [], weight: 0 }];
         for (let from = parts.length - 1; from >= 0; from -= 1) {
             const rest = best[from + 1];
             best[from] = { said: [parts[from], ...rest.said], weight: rest.weight - 0.5 };
-            for (let to = Math.min(parts.length, from + JOINED); to > from; to -= 1) {
+            for (let to = Math.min(parts.length, from + most); to > from; to -= 1) {
                 const one = read(parts.slice(from, to).join(between));
-                if (one && one.weight + best[to].weight > best[from].weight) best[from] = { said: [one.said, ...best[to].said], weight: one.weight + best[to].weight };
+                const weight = one ? one.weight + best[to].weight : 0;
+                if (one && weight > best[from].weight) best[from] = { said: [one.said, ...best[to].said], weight };
             }
         }
         return best[0].weight > 0 ? { said: best[0].said.join(joint), weight: best[0].weight } : null;
     }
 
     // "whom it is about: what is said of it"
-    function headed(text) {
+    function headed(text, read = inner) {
         for (let at = text.indexOf(": "), tries = 0; at > 0 && tries < 3; at = text.indexOf(": ", at + 1), tries += 1) {
-            const said = inner(text.slice(at + 2));
+            const said = read(text.slice(at + 2));
             if (!said) continue;
             return { said: `${text.slice(0, at)}：${said.said}`, weight: said.weight };
         }
@@ -152,10 +164,12 @@ export function translator(table, names = {}) {
         return heavier(one(text), joined(text, ". ", "。", one), headed(text), followed(text));
     }
 
-    function inner(text) {
-        if (depth > DEPTH) return null;
+    const inner = (text) => (depth < DEPTH ? once("inner", text, within) : null);
+
+    function within(text) {
         depth += 1;
-        const found = heavier(line(text), whole(text.trim()), joined(text, "; ", "；", (one) => heavier(whole(one), headed(one))), listing(text), tailed(text));
+        const several = joined(text, "; ", "；", (one) => heavier(whole(one), headed(one, whole)), 2);
+        const found = heavier(line(text), whole(text.trim()), several, listing(text), tailed(text));
         depth -= 1;
         return found;
     }
@@ -192,6 +206,7 @@ export function translator(table, names = {}) {
         if (!known.has(text)) {
             if (known.size > 500) known.clear();
             known.set(text, translate(text));
+            seen = new Map();
         }
         return known.get(text);
     };
