@@ -8,7 +8,7 @@ const NUMBER = "[-+]?(?:[\\d,]*\\.?\\d+(?:e[-+]?\\d+)?|inf|nan)%?";
 const QUOTED = "'(?:[^'\\\\]|\\\\.)*'|\"(?:[^\"\\\\]|\\\\.)*\"|\\w*[[({][^]*?[\\])}]|[^\\s,;:'\"]+";
 // Characters of a text that is worth the search; parts of it, and those that one message may take; messages within messages.
 const MOST = 4000, PARTS = 60, JOINED = 4, DEPTH = 4;
-const BEFORE = /^\n?(?:warning: |警告：)?/;  // of a line that stands by itself
+const BEFORE = /^\n?(?:warning: |Error: |警告：|错误：)?/;  // of a line that stands by itself
 const plain = (text) => text.replaceAll("{{", "{").replaceAll("}}", "}");
 const quoted = (text) => text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
 
@@ -149,16 +149,16 @@ export function translator(table, names = {}) {
     }
 
     // Two holes that touch: the second begins as a clause of ours does.
-    function tailed(text) {
+    function tailed(text, both = false) {
         for (const { index } of text.matchAll(/; |, | (?=\(|and |in )/g)) {
             const tail = index ? whole(text.slice(index)) : null, head = tail && part(text.slice(0, index));
-            if (tail) return { said: head.said + tail.said, weight: head.weight + tail.weight };
+            if (tail && (head.weight || !both)) return { said: head.said + tail.said, weight: head.weight + tail.weight };
         }
         return null;
     }
 
     function line(text) {
-        const [, severity, rest] = /^(error|warning|note): ([^]*)$/.exec(text) ?? [];
+        const [, severity, rest] = /^(Error|error|warning|note): ([^]*)$/.exec(text) ?? [];
         if (severity) return { said: `${SEVERITIES[severity]}：${line(rest)?.said ?? rest}`, weight: severity.length };
         const one = (inside) => whole(inside) ?? (inside.endsWith(".") ? whole(inside.slice(0, -1)) : null);
         return heavier(one(text), joined(text, ". ", "。", one), headed(text), followed(text));
@@ -194,7 +194,7 @@ export function translator(table, names = {}) {
     // Lines are messages of their own, but for those of one that quotes several.
     function translate(text) {
         if (text.length > MOST) return text;
-        const said = (one) => (line(one) ?? listing(one))?.said ?? one;
+        const said = (one) => (line(one) ?? listing(one) ?? tailed(one, true))?.said ?? one;
         if (!text.includes("\n")) return said(text);
         const under = (one) => whole(one)?.said ?? one.match(/^ +/)[0] + (line(one.trim())?.said ?? named(one.trim()));
         const lines = text.split("\n").map((one) => (one.startsWith(" ") ? under(one) : said(one))).join("\n");
@@ -212,4 +212,4 @@ export function translator(table, names = {}) {
     };
 }
 
-const SEVERITIES = { error: "错误", warning: "警告", note: "提示" };
+const SEVERITIES = { Error: "错误", error: "错误", warning: "警告", note: "提示" };
