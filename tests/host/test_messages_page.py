@@ -1,4 +1,4 @@
-"""A Chinese page: what the server says is Chinese in the live panel, in a node, in a toast and in the report, on the newest and the oldest ComfyUI."""
+"""A Chinese page: what the server says is Chinese in the live panel, in a node and in what routes refuse."""
 from __future__ import annotations
 
 import importlib.util
@@ -24,7 +24,7 @@ live = by_path("loom_test_live_page", Path(__file__).with_name("test_live_page.p
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
-@pytest.fixture(scope="module", params=["newest", "oldest"])
+@pytest.fixture(scope="module", params=host.PAGES)
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
     path, site = live.oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
     base = tmp_path_factory.mktemp(f"messages_{request.param}")
