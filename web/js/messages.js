@@ -19,5 +19,8 @@ api.addEventListener("progress_text", ({ detail }) => {
 
 app.registerExtension({
     name: "lora_loom.messages",
-    init: () => (chinese() ? loadMessages() : undefined),
+    init() {
+        app.ui?.settings?.addEventListener?.("Comfy.Locale.change", loadMessages);  // told before the setting is another; the first message comes later
+        return chinese() ? loadMessages() : undefined;
+    },
 });
