@@ -86,7 +86,7 @@ class AutoCaption(io.ComfyNode):
         try:
             with methods.opened(_loader(method, model, clip, told)) as captioner:
                 captioned, report = caption_dataset(dataset, captioner, wording, save_as=save_as, poll=events.interrupted,
-                                                    progress=events.counter(cls.hidden.unique_id, "captioning"), keep=dataset_routes.remember_made)
+                                                    progress=events.counter(cls.hidden.unique_id, "captioning pictures"), keep=dataset_routes.remember_made)
         finally:
             comfy.model_management.soft_empty_cache()
         if own and fingerprint(dataset.folder, leave_out=own) == others:  # else the user has edited it meanwhile

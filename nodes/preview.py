@@ -49,11 +49,10 @@ class PreviewSample(io.ComfyNode):
         pairs = ([(base_model, base_clip or clip)] if base_model is not None else []) + [(model, clip)]
         sides = []
         for number, (side, text) in enumerate(pairs):
-            side_name = "" if len(pairs) == 1 else ("before ", "after ")[number]
-            events.show(cls.hidden.unique_id, f"sampling {side_name}(prompts: {len(prompts)})")
+            events.show(cls.hidden.unique_id, f"sampling {'' if len(pairs) == 1 else 'after ' if number else 'before '}(prompts: {len(prompts)})")
             sides.append(sample(side, text, vae, prompts, negative, width, height, settings))
         count = f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}"
-        events.show(cls.hidden.unique_id, f"{count}, {'before | after' if len(pairs) > 1 else 'with this model'}")
+        events.show(cls.hidden.unique_id, f"{count}, {'before and after' if len(pairs) > 1 else 'with this model'}")
         images = torch.cat(sides, dim=2)
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
 

@@ -20,7 +20,7 @@ SEVERITIES = ("error", "warning", "note")
 @dataclass(frozen=True)
 class Finding:
     """One thing worth knowing. `text` says what, by which rule, and what helps; `pictures` are (name, detail); `values` are the numbers
-    and words in `text`, for who says it in another language."""
+    and words in `text`, for programs."""
 
     id: str
     severity: str

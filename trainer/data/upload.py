@@ -35,7 +35,6 @@ _MARKUP = ((b"#!", "a script"), (b"@echo", "a script"), (b"<?php", "a script"), 
            (b"<svg", "SVG, which is a program more than a picture"), (b"<html", "a web page"), (b"%pdf", "a PDF"))
 _BINARY = ((b"mz", "a program"), (b"\x7felf", "a program"), (b"\xca\xfe\xba\xbe", "a program"), (b"\xcf\xfa\xed\xfe", "a program"),
            (b"pk\3\4", "a zip inside a zip"), (b"rar!", "an archive: only .zip is unpacked"), (b"7z\xbc\xaf", "an archive: only .zip is unpacked"))
-_TAKEN = "pictures, .txt, .caption, metadata.csv and metadata.jsonl are taken"
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,8 @@ class _New:
         first: dict[str, str] = {}
         twice = [f"{name} (as {first[digest]})" for name, digest in self.pictures.items() if first.setdefault(digest, name) != name]
         changed = [f"{old} is now {name}" for old, name in self.renamed.items()]
-        said = (("there more than once, byte for byte", twice), ("renamed to what they are", changed))
-        return [f"{what}: {listed(names)}" for what, names in said if names]
+        notes = [f"there more than once, byte for byte: {listed(twice)}"] if twice else []
+        return notes + ([f"renamed to what they are: {listed(changed)}"] if changed else [])
 
     def _count(self, size: int) -> None:
         self._seen, self._bytes = self._seen + 1, self._bytes + size
@@ -204,7 +203,7 @@ def _fit(name: str, data: bytes) -> str:
     if text is not None:  # asked first, for "BMW" begins as a BMP does
         what = next((what for begins, what in _MARKUP if start.startswith(begins)), "")
         if what:
-            raise LoomError(f"{what}: {_TAKEN}")
+            raise LoomError(_refusal(what))
         return _fit_text(path, data)
     what = next((what for begins, what in _MARKUP + _BINARY if start.startswith(begins)), "neither a picture nor caption text")
     try:
@@ -213,16 +212,20 @@ def _fit(name: str, data: bytes) -> str:
             right = _SUFFIXES[image.format]
     except Image.UnidentifiedImageError as error:
         avif = data[4:12] in (b"ftypavif", b"ftypavis")
-        raise LoomError(reason("x.avif", error) if avif else f"{what}: {_TAKEN}") from error
+        raise LoomError(reason("x.avif", error) if avif else _refusal(what)) from error
     except Exception as error:
         raise LoomError(reason(name, error)) from error
     return name if path.suffix.lower() in right else str(path.with_suffix(right[0]))
 
 
+def _refusal(what: str) -> str:
+    return f"{what}: pictures, .txt, .caption, metadata.csv and metadata.jsonl are taken"
+
+
 def _fit_text(path: PurePosixPath, data: bytes) -> str:
     suffix = path.suffix.lower()
     if suffix not in SIDECARS and path.name.lower() not in METADATA:
-        raise LoomError(f"a table that nothing reads: {_TAKEN}")
+        raise LoomError(_refusal("a table that nothing reads"))
     if len(data) > MAX_TEXT[suffix]:
         raise LoomError(f"{len(data) / 2**20:.1f} MB of text: up to {MAX_TEXT[suffix] / 2**20:.0f} are taken")
     return str(path)

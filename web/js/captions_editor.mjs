@@ -5,6 +5,7 @@ import { Captions } from "./captions_model.mjs";
 import { side } from "./captions_side.mjs";
 import { words } from "./captions_words.mjs";
 import { el, openModal } from "./modal.mjs";
+import { translated } from "./translated.mjs";
 
 const KEPT = ["metadata.csv", "sidecar .txt"];
 
@@ -67,7 +68,7 @@ class Editor {
             this.model.load(whole.pictures);
             this.fingerprint = whole.fingerprint;
             this.saveAs.value = whole.save_as;
-            if (whole.warnings.length) this.say(whole.warnings.join(" "));
+            if (whole.warnings.length) this.say(whole.warnings.map(translated).join(" "));
             const made = await server.made(this.folder), unsaved = this.model.change(Object.entries(made).filter(([name]) => this.model.now.has(name)));
             if (unsaved) this.notice(this.w.made(unsaved));
             if (at) this.model.goTo(Math.max(0, this.model.shown.indexOf(at)), "only");
@@ -140,8 +141,9 @@ class Editor {
             model.saved(sent);
             this.anySaved = true;
             this.notices.replaceChildren();
-            this.say(answer.report.split("\n")[0]);
-            const warnings = [...answer.report.split("\n").slice(1), ...(this.replaces?.() ? [w.willReplace] : [])];
+            const report = translated(answer.report).split("\n");
+            this.say(report[0]);
+            const warnings = [...report.slice(1), ...(this.replaces?.() ? [w.willReplace] : [])];
             if (warnings.length) this.notice(warnings.join("\n"));
             return true;
         } catch (error) {

@@ -7,6 +7,7 @@ import { here, valueOf } from "./graph.mjs";
 import { el } from "./modal.mjs";
 import { cellUrl, gridOf, keepCheckpoint } from "./runs_api.mjs";
 import { say } from "./settings.mjs";
+import { translated } from "./translated.mjs";
 import { setValue, widgetOf } from "./widgets.mjs";
 
 export const HEIGHT = 320;  // pixels of the graph that the grid keeps, whatever it shows
@@ -166,7 +167,7 @@ export class GridPanel {
         const key = JSON.stringify(lines);
         if (key === this.told) return;  // a text that is being read or marked stays
         this.told = key;
-        this.says.replaceChildren(...lines.map(([kind, text]) => el("p", { className: kind, textContent: text })));
+        this.says.replaceChildren(...lines.map(([kind, text]) => el("p", { className: kind, textContent: translated(text) })));
     }
 
     setChoice(text) {

@@ -8,6 +8,7 @@ import { words } from "./live_words.mjs";
 import { el } from "./modal.mjs";
 import { control, curveOf, oneRun } from "./runs_api.mjs";
 import { say } from "./settings.mjs";
+import { translated } from "./translated.mjs";
 import { duration, gigabytes, number, speed } from "./units.mjs";
 
 export const HEIGHT = 400;  // pixels of the graph that the panel keeps, whatever it shows
@@ -146,16 +147,17 @@ export class Panel {
         if (this.over && s.report) lines.push(["", s.report]);
         if (s.status === "idle" && this.before) lines.push(...this.before);
         for (const message of [...(s.messages ?? [])].reverse()) {
-            const said = w.messages[message.id]?.(message);
+            const said = w.messages[message.id]?.({ ...message, change: translated(message.change), reason: translated(message.reason) });
             if (said) lines.push([message.id === "checkpoint" ? "" : "warning", said]);
         }
         for (const warning of s.warnings ?? []) lines.push(["warning", warning]);
         if (s.estimate && !this.over) lines.push(["", w.willTake(duration(s.estimate.seconds))]);
         if (s.needs?.step !== undefined) lines.push(["", w.needs(s.needs)]);
+        if (s.plan) lines.push(["plan", s.plan]);
         const key = JSON.stringify(lines);
         if (key === this.told) return;  // a text that is being read or marked stays
         this.told = key;
-        this.says.replaceChildren(...lines.map(([kind, text]) => el("p", { className: kind, textContent: text })));
+        this.says.replaceChildren(...lines.map(([kind, text]) => el("p", { className: kind, textContent: translated(text) })));
     }
 
     async press(action) {

@@ -45,7 +45,7 @@ const STYLE = `
     .loom-live button:disabled { opacity: .45; cursor: default; }
     .loom-live :focus-visible { outline: 2px solid var(--strong); outline-offset: -2px; }
     .loom-live .says { flex: 0 0 58px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; padding: 3px 6px; box-sizing: border-box; background: var(--field); user-select: text; overflow-wrap: anywhere; }
-    .loom-live .says p { margin: 0 0 3px; padding-left: 10px; border-left: 2px solid var(--line); }
+    .loom-live .says p { margin: 0 0 3px; white-space: pre-line; padding-left: 10px; border-left: 2px solid var(--line); }
     .loom-live .says .warning { border-color: var(--warn); }
     .loom-live .says .error { border-color: var(--wrong); color: var(--text); }
     .loom-live[data-status=failed] .says { flex: 1 0 58px; }

@@ -3,6 +3,7 @@ import { el } from "./modal.mjs";
 import { found, said, words } from "./report_words.mjs";
 import { chinese } from "./settings.mjs";
 import { addStyle, FONT, THEME } from "./theme.mjs";
+import { translated } from "./translated.mjs";
 
 const STYLE = `
 .loom-place { position: relative; height: 100%; min-height: 260px; }
@@ -60,7 +61,7 @@ function buckets(report) {
 
 function finding(one) {
     const count = one.count ? element("span", "loom-muted", String(one.count)) : "";
-    const names = one.pictures.map(({ name, detail }) => element("li", "", name, detail ? element("span", "loom-muted", ` · ${detail}`) : ""));
+    const names = one.pictures.map(({ name, detail }) => element("li", "", name, detail ? element("span", "loom-muted", ` · ${translated(detail)}`) : ""));
     if (one.count > names.length) names.push(element("li", "loom-muted", words().more(one.count - names.length)));
     const text = (chinese() && said(one)) || one.text;
     const summary = element("summary", `loom-${one.severity}`, element("span", "", found(one.id)), count);

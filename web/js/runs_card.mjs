@@ -3,6 +3,7 @@ import { words as states } from "./live_words.mjs";
 import { el } from "./modal.mjs";
 import { sampleUrl } from "./runs_api.mjs";
 import { words } from "./runs_words.mjs";
+import { translated } from "./translated.mjs";
 import { ago, duration, moment, number, size } from "./units.mjs";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -83,7 +84,7 @@ export function fillCard(card, run, { chosen, current, resting, anew = false }) 
     put(p.state, "textContent", run.elsewhere ? w.elsewhere : states()[run.status] ?? run.status);
     const line = facts(run, w);
     put(p.facts, "textContent", line);
-    put(p.facts, "title", [line, moment(run.started), run.error || run.report].filter(Boolean).join("\n"));
+    put(p.facts, "title", [line, moment(run.started), translated(run.error || run.report)].filter(Boolean).join("\n"));
     p.line.setAttribute("d", path(run.curve, run.status === "running" ? run.steps : 0));
     p.hint.hidden = run.curve.length > 1;
     const best = run.best_sample === run.sample ? null : run.best_sample;

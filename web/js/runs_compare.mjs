@@ -11,6 +11,7 @@ import { settingsOf } from "./runs_settings.mjs";
 import { COLORS, COMPARE } from "./runs_style.mjs";
 import { words } from "./runs_words.mjs";
 import { say } from "./settings.mjs";
+import { translated } from "./translated.mjs";
 
 const IN_HEAD = ["use", "resume", "repeat"];
 const EVENTS = ["started", "progress", "sample", "checkpoint", "saved", "ended"], BETWEEN = 1500;  // ms from one look at a run's folder to the next
@@ -71,7 +72,7 @@ export async function openCompare(names, panel) {
         });
         const state = el("span", { className: "state", textContent: run.elsewhere ? words().elsewhere : states()[run.status] ?? run.status });
         const out = runs.length > 2 ? cross(w.remove(run.name), () => leave(run)) : null;
-        const report = run.error || run.report ? el("div", { className: "report", textContent: run.error || run.report }) : null;
+        const report = run.error || run.report ? el("div", { className: "report", textContent: translated(run.error || run.report) }) : null;
         const card = el("div", { style: `--color: ${run.color}` }, el("div", { className: "head" }, el("b", { textContent: run.name }), state, out),
             run.told, run.value, el("div", { className: "row" }, ...buttons), report);
         card.dataset.status = run.status;

@@ -1,5 +1,6 @@
-// Asking our routes: an answer, or an error in the server's own words.
+// Asking our routes: an answer, or an error in the server's words, in the page's language.
 import { api } from "../../scripts/api.js";
+import { translated } from "./translated.mjs";
 
 class Refused extends Error {
     constructor(message, status) {
@@ -11,7 +12,7 @@ class Refused extends Error {
 async function answerOf(route, options) {
     const response = await api.fetchApi(route, options), said = `${response.status} ${response.statusText}`;
     const answer = await response.json().catch(() => ({ error: said }));
-    if (!response.ok) throw new Refused(answer?.error ?? said, response.status);
+    if (!response.ok) throw new Refused(translated(answer?.error ?? said), response.status);
     return answer;
 }
 

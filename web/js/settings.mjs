@@ -1,5 +1,6 @@
 // The page's settings, its messages and its dialogs, and what several of our extensions say, in the page's language.
 import { app } from "../../scripts/app.js";
+import { translated } from "./translated.mjs";
 
 const WORDS = {
     en: {
@@ -23,7 +24,7 @@ export const chinese = () => String(setting("Comfy.Locale") ?? "en").startsWith(
 export const words = () => WORDS[chinese() ? "zh" : "en"];
 
 export function say(severity, detail) {
-    app.extensionManager?.toast?.add({ severity, summary: words().failed, detail, life: severity === "error" ? 12000 : 4000 });
+    app.extensionManager?.toast?.add({ severity, summary: words().failed, detail: translated(detail), life: severity === "error" ? 12000 : 4000 });
 }
 
 // What an answer to be waited for gives; where there is none, what is wrong has been said.

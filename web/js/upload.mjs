@@ -2,6 +2,7 @@
 import { words } from "./captions_words.mjs";
 import { el, openModal } from "./modal.mjs";
 import { urlOf } from "./server.mjs";
+import { translated } from "./translated.mjs";
 import { size } from "./units.mjs";
 
 export const dragged = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
@@ -73,8 +74,8 @@ export function showRefused({ error, refused = [], notes = [] }) {
     const w = words(), { dialog, close } = openModal(w.refusedTitle, "small");
     const title = error ? w.nothing : refused.length ? w.refusedTitle : w.notesTitle;
     dialog.append(el("div", { className: "body" }, el("h2", { textContent: title }),
-        error ? el("div", { textContent: error }) : null, ...notes.map((note) => el("div", { className: "soft", textContent: note })),
-        el("ul", { className: "list" }, ...refused.slice(0, 500).map(([name, why]) => el("li", {}, el("b", { textContent: name }), el("span", { className: "soft", textContent: why }))),
+        error ? el("div", { textContent: translated(error) }) : null, ...notes.map((note) => el("div", { className: "soft", textContent: translated(note) })),
+        el("ul", { className: "list" }, ...refused.slice(0, 500).map(([name, why]) => el("li", {}, el("b", { textContent: name }), el("span", { className: "soft", textContent: translated(why) }))),
             ...(refused.length > 500 ? [el("li", { textContent: w.more(refused.length - 500) })] : [])),
         el("div", { className: "right" }, el("button", { className: "strong", textContent: w.close, onclick: close }))));
     dialog.querySelector("button").focus();
