@@ -76,21 +76,26 @@ class Weights:
 
 
 class Saved:
-    """`bytes` of what autograd keeps for backward from what is computed inside: storages, each counted once, without weights. What checkpointing
-    computes again is not counted, only what it keeps for that."""
+    """`bytes` of what autograd keeps for backward in the second step of a run that ticks: storages, each counted once, without weights. What
+    checkpointing computes again is not counted, only what it keeps for that."""
 
-    def __enter__(self) -> Saved:
+    def tick(self, done: int) -> None:
+        if done == 1:
+            self._begin()
+        elif done == 2:
+            self._end()
+
+    def _begin(self) -> None:
         self._storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t)
         self._hooks.__enter__()
-        return self
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         self._storages[storage.data_ptr()] = storage
         return tensor
 
-    def __exit__(self, *_: object) -> None:
+    def _end(self) -> None:
         self._hooks.__exit__()
         weights = {t.untyped_storage().data_ptr() for t in gc.get_objects() if issubclass(type(t), torch.nn.Parameter)}
         self.bytes = sum(storage.nbytes() for pointer, storage in self._storages.items() if pointer not in weights)

@@ -39,8 +39,8 @@ def measure(base: Base, run: Run, rounds: int, chosen: list[str], say: Callable[
     weights = Weights(base)
     meters = {case: Meter(weights) for case in chosen}
     for case, meter in meters.items():
-        with Saved() as saved:
-            CASES[case][1](base, replace(run, steps=1), lambda done: None)
+        saved = Saved()
+        CASES[case][1](base, replace(run, steps=2), saved.tick)
         meter.saved = saved.bytes
         say(f"{case:10} keeps {saved.bytes / 2**20:.0f} MiB for backward")
     for number in range(rounds):

@@ -333,9 +333,9 @@ class ComfyModel:
     def _recomputed(self, every: int) -> list[torch.nn.Module]:
         """Every so many-th block of each kind that is worth computing again; none for 0."""
         kinds: dict[str, list[torch.nn.Module]] = {name: [] for name in self.family.checkpointed}
-        for module in self.unet.modules() if every else ():
+        for module in self.unet.modules():
             kinds.get(type(module).__name__, []).append(module)
-        return [block for blocks in kinds.values() for block in blocks[::every]]
+        return [block for blocks in kinds.values() for block in (blocks[::every] if every else ())]
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         return ask_in_groups(self._ask, noisy, timesteps, batch.sizes, conditioning)
