@@ -139,6 +139,19 @@ def test_bf16_without_its_instructions_is_said(dataset: Dataset, monkeypatch: py
     assert not said("bf16", "cpu")
 
 
+@pytest.mark.parametrize("which", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_a_cpu_with_bf16_instructions_computes_in_them(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert backbone.resolve("auto", "cpu", True) == "fp32" and backbone.resolve("auto", "cuda") == "bf16"
+    monkeypatch.setattr(torch.cpu, which, lambda: True)
+    assert backbone.resolve("auto", "cpu", FAMILIES["sd15"].cpu_bf16) == "bf16" and backbone.resolve("fp32", "cpu", True) == "fp32"
+    assert backbone.resolve("auto", "cpu", FAMILIES["toy"].cpu_bf16) == "fp32"  # too small to gain by it
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert backbone.resolve("auto", "cpu", True) == "fp32"
+
+
 def test_asking_that_fails_ends_no_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")

@@ -117,6 +117,9 @@ def server_module():
     return by_path("loom_host_server", ROOT / "tests" / "host" / "server.py")
 
 
+RUN = {"toy": "toy_base_train_and_generate", "choose": "choose_checkpoint"}
+
+
 def settle(base: Path) -> None:
     """A user's settings that keep the page's greetings, tours and news away."""
     folder = base / "user" / "default"
@@ -172,7 +175,7 @@ def identity(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", action="append", default=[], choices=["toy"], help="run this workflow before its picture is taken")
+    parser.add_argument("--run", action="append", default=[], choices=list(RUN), help="run this workflow before its picture is taken")
     parser.add_argument("--only", help="one workflow's name, or the blueprint's")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tools"))
@@ -196,13 +199,13 @@ def main() -> None:
                 (FOLDER / f"{name}.json").write_text(saved + "\n", encoding="utf-8")
                 page.evaluate("(saved) => window.app.loadGraphData(JSON.parse(saved))", saved)
                 page.wait_for_timeout(1500)
-                if "toy" in arguments.run and name.startswith("toy"):
+                if name in [RUN[which] for which in arguments.run]:
                     run(page)
                 box = page.evaluate(FIT)
                 page.wait_for_timeout(1500)
                 picture = page.screenshot()
                 thumbnail(picture, box, FOLDER / f"{name}.jpg", 800)
-                if "toy" in arguments.run and name.startswith("toy"):
+                if name == RUN["toy"] and "toy" in arguments.run:
                     thumbnail(picture, box, ROOT / "assets" / "canvas.jpg", 1600)
                 print(FOLDER / f"{name}.json")
                 browser.close()

@@ -155,6 +155,19 @@ def resume() -> dict:
     return graph
 
 
+def choose() -> dict:
+    """The toy base's training with a saved LoRA every 50 steps, and the grid to choose from; generating goes on with the chosen one."""
+    graph = {key: value for key, value in toy().items() if key in ("1", "2", "3", "4", "5", "8", "9", "10", "11", "12", "13", "14")}
+    graph["4"]["inputs"] |= {"save_steps": 50, "keep_checkpoints": 0}
+    graph["5"]["inputs"] |= {"name": "toy_star_choose"}
+    graph["7"] = node("ChooseCheckpoint", model=["1", 0], clip=["1", 1], vae=["1", 2], path=["5", 4], run="newest", compare="strengths", choice="", most=8,
+                      strengths="0.4, 0.7, 1.0, 1.3", prompts="a yellow star on a purple background\na red circle on a blue background", negative="",
+                      seed=1, steps=20, cfg=3.0, width=64, height=64, **SAMPLER)
+    for key, number in (("8", 1), ("9", 1), ("11", 0)):
+        graph[key]["inputs"]["clip" if number else "model"] = ["7", number]
+    return graph
+
+
 def caption() -> dict:
     return {
         "1": load(min_size=64),
@@ -212,6 +225,13 @@ WORKFLOWS = {
         "rows": [[("1 \u00b7 Pictures", [("note", 400, 620), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
                   ("2 \u00b7 Training: stop it, then resume", [("4", 370, 0)]), ("", [("5", 400, 720), ("6", 400, 330)]),
                   ("3 \u00b7 Before and after", [("7", 360, 640), ("15", 360, 0)]), ("", [("16", 440, 940)])]]},
+    "choose_checkpoint": {
+        "graph": choose, "title": {**TITLES, "3": "Its twenty pictures"},
+        "rows": [[("1 \u00b7 Pictures", [("note", 400, 620), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
+                  ("2 \u00b7 Training, saved every 50 steps", [("4", 370, 0)]), ("", [("5", 400, 900)]),
+                  ("3 \u00b7 Click the best one", [("7", 560, 1100)]),
+                  ("4 \u00b7 Generate with it", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
+                  ("", [("11", 370, 0), ("13", 370, 430)])]]},
     "caption_only": {
         "graph": caption, "title": {"2": "The pictures", "4": "What was captioned"},
         "rows": [[("Pictures", [("note", 400, 560)]), ("", [("1", 340, 720), ("2", 340, 430)]),

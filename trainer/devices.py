@@ -31,12 +31,24 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def slow_in_bf16(device: Any) -> bool:
-    """Whether that is a CPU without bf16 instructions, where bf16 takes several times as long as fp32."""
+def _bf16_instructions() -> bool | None:
+    """Whether this CPU has them (AVX512-BF16 or AMX); None where torch cannot tell."""
     import torch
 
     known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return str(device) == "cpu" and platform.machine().lower() in ("x86_64", "amd64") and all(known) and not any(ask() for ask in known)
+    if platform.machine().lower() not in ("x86_64", "amd64") or not all(known):
+        return None
+    return any(ask() for ask in known)
+
+
+def slow_in_bf16(device: Any) -> bool:
+    """Whether that is a CPU without bf16 instructions, where bf16 takes several times as long as fp32."""
+    return str(device) == "cpu" and _bf16_instructions() is False
+
+
+def fast_in_bf16(device: Any) -> bool:
+    """Whether that is a CPU that computes in bf16 faster than in fp32."""
+    return str(device) == "cpu" and _bf16_instructions() is True
 
 
 def free_memory(device: Any) -> int | None:

@@ -20,6 +20,7 @@ import comfy.utils
 import torch
 import torch.utils.checkpoint
 
+from ..devices import fast_in_bf16
 from ..errors import LoomError
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from .families import FAMILIES, Family
@@ -89,6 +90,14 @@ def known_as_linear(root: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer, kind in zip(found, before):
             layer.__class__ = kind
+
+
+def compute_dtype(precision: str, device: torch.device, cpu_bf16: bool) -> torch.dtype:
+    """What that precision means there, auto as what it computes best in. cpu_bf16: the family's own."""
+    if precision == "auto":
+        bf16 = cpu_bf16 and fast_in_bf16(device) if device.type == "cpu" else comfy.model_management.should_use_bf16(device)
+        precision = "bf16" if bf16 else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def open_model(model, clip, vae, name: str = "") -> ComfyModel:
@@ -311,9 +320,7 @@ class ComfyModel:
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
                  offload: bool = False, plain: bool = False) -> Iterator[None]:
         manage = comfy.model_management
-        if precision == "auto":
-            precision = "bf16" if manage.should_use_bf16(self.device) and self.device.type != "cpu" else "fp32"
-        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self._dtype = compute_dtype(precision, self.device, self.family.cpu_bf16)
         self.load(text_encoders, 1e30 if offload else self._room(largest, checkpointing))
         with ExitStack() as stack:
             self._text_trained = text_encoders

@@ -29,7 +29,7 @@ from ..errors import LoomError
 from ..layers.frozen import RMSNorm
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from . import comfy_toy
-from .comfy import _TEXT_ENCODERS, ComfyModel, checkpointed, detect
+from .comfy import _TEXT_ENCODERS, ComfyModel, checkpointed, compute_dtype, detect
 from .comfy_flow import ComfyFlow, family_of
 from .families import Family
 from .protocol import Batch, Conditioning, Weights
@@ -138,9 +138,7 @@ def open_shapes(path: Path | None, precision: str, weight_dtype: str = "default"
     LoomError for what cannot be trained, or not be known from the header."""
     manage = comfy.model_management
     device = manage.get_torch_device()
-    if precision == "auto":
-        precision = "bf16" if manage.should_use_bf16(device) and device.type != "cpu" else "fp32"
-    compute = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    compute = compute_dtype(precision, device, cpu_bf16=path is not None)
     with _without_its_log():
         try:
             header = Header({}, {}, False) if path is None else read_header(path)

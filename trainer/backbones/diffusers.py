@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from ..devices import best_device, free_memory
+from ..devices import best_device, fast_in_bf16, free_memory
 from ..errors import LoomError
 from ..layers.on_demand import weights_on_demand
 from .diffusers_load import Parts, folder_tokenizers, load_parts
@@ -20,13 +20,16 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load(base_model: str, device: str = "auto", precision: str = "auto") -> DiffusersModel:
-    """A base model from local files. precision auto: bf16 on CUDA, fp32 elsewhere."""
+    """A base model from local files. precision auto: bf16 on CUDA, fp32 elsewhere; see `training`."""
     device = best_device(device)
     return DiffusersModel(load_parts(base_model, _DTYPES[resolve(precision, device)]), torch.device(device))
 
 
-def resolve(precision: str, device: str) -> str:
-    return ("bf16" if str(device).startswith("cuda") else "fp32") if precision == "auto" else precision
+def resolve(precision: str, device: str, cpu_bf16: bool = False) -> str:
+    """precision, auto as what that device computes best in. cpu_bf16: the family's own."""
+    if precision != "auto":
+        return precision
+    return "bf16" if str(device).startswith("cuda") or cpu_bf16 and fast_in_bf16(device) else "fp32"
 
 
 class DiffusersModel:
@@ -133,7 +136,7 @@ class DiffusersModel:
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
                  offload: bool = False, plain: bool = False) -> Iterator[None]:
-        self._dtype = _DTYPES[resolve(precision, str(self.device))]
+        self._dtype = _DTYPES[resolve(precision, str(self.device), self.family.cpu_bf16)]
         for part in self.modules(text_encoders).values():
             # adapters keep their fp32 masters: only the frozen weights follow the compute dtype
             for parameter in part.parameters():

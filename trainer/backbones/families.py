@@ -149,6 +149,7 @@ class Family:
     keys: str = "kohya"  # how files name layers, so that ComfyUI and diffusers read them: kohya's lora_unet_…, diffusion_model.…, or diffusers' transformer.…
     names: tuple[Named, ...] = (Named(".*"),)  # diffusers' names of a transformer's layers
     cpu_threads: int = 0  # where it trains on a CPU; 0: torch's own choice
+    cpu_bf16: bool = True  # whether it pays there, on CPUs that have bf16 instructions
     guidance: float | None = None  # the guidance embedding's value in training, where the model has one
     targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: _UNET_TARGETS)
     flow: bool = False  # rectified flow: sigmas for timesteps
@@ -182,7 +183,7 @@ def _transformer(id: str, title: str, targets: dict[str, tuple[str, ...]], block
 FAMILIES = {
     family.id: family
     for family in (
-        Family("toy", "Toy base", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 64, size_multiple=16, cpu_threads=1, cfg=3.0),
+        Family("toy", "Toy base", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 64, size_multiple=16, cpu_threads=1, cpu_bf16=False, cfg=3.0),
         Family("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1/lora", "sd_v1", ("lora_te",), 512),
         Family("sd2", "Stable Diffusion 2.x", "stable-diffusion-v2/lora", "sd_v2", ("lora_te",), 512),
         Family("sdxl", "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", ("lora_te1", "lora_te2"), 1024, time_ids=True),
