@@ -18,7 +18,7 @@ from report import ROOT, heading, table, write
 
 # A node of the benchmark's own: it tells of steps as a training does, and watches the server's loop meanwhile.
 NODE = '''
-import asyncio, json, sys, time
+import asyncio, gc, json, sys, time
 from server import PromptServer
 
 class LoomBench:
@@ -38,6 +38,17 @@ class LoomBench:
                 late.append(loop.time() - before - 0.005)
 
         asyncio.run_coroutine_threadsafe(watch(), loop)
+        time.sleep(20)
+        idle, late[:] = list(late), []
+        collecting, began = [], [0.0]
+
+        def collected(phase, info):
+            if phase == "start":
+                began[0] = time.perf_counter()
+            else:
+                collecting.append(time.perf_counter() - began[0])
+
+        gc.callbacks.append(collected)
         took, started = 0.0, time.perf_counter()
         with live.Training("1", name) as training:
             hooks = training.hooks()
@@ -53,8 +64,9 @@ class LoomBench:
                 took += time.perf_counter() - before
             training.ended(False, "", "")
         on[0] = False
+        gc.callbacks.remove(collected)
         with open(to, "w") as file:
-            json.dump({"telling": took / steps, "seconds": time.perf_counter() - started, "late": late}, file)
+            json.dump({"telling": took / steps, "seconds": time.perf_counter() - started, "late": late, "idle": idle, "collecting": collecting}, file)
         return ()
 
 NODE_CLASS_MAPPINGS = {"LoomBench": LoomBench}
@@ -129,13 +141,15 @@ def main() -> None:
             told = json.loads((base / "told.json").read_text())
             browser.close()
             version = server.get("/system_stats")["system"]["comfyui_version"]
-    late = [1000 * seconds for seconds in sorted(told["late"])]
+    late, idle = ([1000 * seconds for seconds in sorted(told[part])] for part in ("late", "idle"))
     each, step = told["telling"], told["seconds"] / given.steps
     report = [*heading("python bench/live.py", f"ComfyUI {version}"),
               f"**The live panel**, {given.steps:,} steps in {told['seconds']:.0f} s, drawn by Chromium without a GPU on the same machine", table(*rows),
               f"JavaScript heap after a collection, MiB: {heaps[0]:.1f} idle, then {', '.join(f'{h:.1f}' for h in heaps[1:])} after each quarter.",
               f"The server's event loop, asked every 5 ms: late by {statistics.median(late):.1f} ms in the median, "
-              f"{late[int(0.999 * len(late))]:.1f} ms at 99.9 %, {late[-1]:.1f} ms at most.",
+              f"{late[int(0.999 * len(late))]:.1f} ms at 99.9 %, {late[-1]:.1f} ms at most; "
+              f"idle before it {statistics.median(idle):.1f}, {idle[int(0.999 * len(idle))]:.1f} and {idle[-1]:.1f}. "
+              f"Python's collections of garbage took {1000 * max(told['collecting'], default=0):.1f} ms at most.",
               f"Telling the page costs a step {1e6 * each:.0f} us: {100 * each / step:.2f} % of these steps, {100 * each / 0.1:.3f} % of one of 100 ms."]
     write(report, given.write)
 

@@ -4,6 +4,7 @@ Every event `lora_loom.<name>` carries node, prompt_id, workflow and, once there
 """
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -40,11 +41,13 @@ class Training:
         self.state: dict[str, Any] = {**self._who, "run": "", "status": "preparing", "phase": "", "step": 0, "steps": 0, "since": time.time(), "messages": []}
 
     def __enter__(self) -> Training:
+        gc.freeze()  # what ComfyUI holds need not be looked through: half a million objects stop all its threads for 100 ms and more each time
         _remember(self)
         events.send("preparing", dict(self._who))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        gc.unfreeze()
         facts: dict[str, Any] = {}
         if error is not None:
             stopped = not isinstance(error, Exception) or isinstance(error, comfy.model_management.InterruptProcessingException)

@@ -29,7 +29,7 @@ def train(state: State, objective: Objective, source: Callable[[int], Iterator[B
     batches, accumulation = source(state.drawn), config.train.gradient_accumulation_steps
     started, first = time.perf_counter(), state.step
     while state.step < state.steps:
-        total = 0.0
+        losses = []
         for _ in range(accumulation):
             hooks.poll()
             question = objective.draw(next(batches), state.generator)
@@ -37,8 +37,10 @@ def train(state: State, objective: Objective, source: Callable[[int], Iterator[B
             for part, share in question.parts(split):
                 loss = objective(part) * (share / accumulation)
                 loss.backward()
-                total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.optim.max_grad_norm or math.inf).item()
+                losses.append(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.optim.max_grad_norm or math.inf)
+        *losses, norm = torch.stack([*(loss.to(norm) for loss in losses), norm]).tolist()  # a GPU is waited for once a step
+        total = sum(losses)
         if _bad(total, norm, state):
             hooks.event("step skipped", {"step": state.step + 1, "loss": str(total), "grad_norm": str(norm)})
             if state.skip() == PATIENCE:
