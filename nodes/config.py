@@ -28,7 +28,7 @@ _WIDGETS = {
              "multires_noise_iterations", "input_perturbation", "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "timestep_shift", "shift",
              "unmasked_weight", "caption_dropout", "preservation"),
     "data": ("shuffle_tags", "keep_tokens", "tag_dropout", "caption_variants", "cache"),
-    "train": ("gradient_accumulation_steps", "precision", "gradient_checkpointing", "plain_layers", "validation_steps", "validation_split"),
+    "train": ("gradient_accumulation_steps", "precision", "gradient_checkpointing", "memory_budget", "plain_layers", "validation_steps", "validation_split"),
     "output": ("save_steps", "keep_checkpoints", "save_minutes", "save_dtype"),
 }
 FIELDS = {name: (part, name) for part, names in _WIDGETS.items() for name in names}
@@ -107,6 +107,9 @@ class LoRAConfig(io.ComfyNode):
                 option(io.Int, "gradient_accumulation_steps",
                        "Micro-batches a step: a larger batch without more memory, in more time.", min=1, max=1024),
                 option(io.Boolean, "gradient_checkpointing", "Far less memory for more time. Turned on by itself where memory would run out."),
+                option(io.Float, "memory_budget",
+                       "GB that the training may take, base model included: it gives up speed until it fits, and says what. 0: what is free.",
+                       min=0.0, max=1024.0, step=0.5, round=0.1, advanced=True),
                 option(io.Boolean, "plain_layers",
                        "Computes with torch's and PEFT's own layers: slower, with more memory. To compare, or where the faster ones fail.", advanced=True),
                 option(io.Float, "module_dropout",

@@ -78,14 +78,18 @@ def _memory(light: Light, config: LoomConfig, cells: tuple[int, int], rows: int,
     """(bytes of each part and of the device, whether the trainer will turn checkpointing on by itself)."""
     wanted = config.train.gradient_checkpointing
     device, total, free = _device()
+    if config.train.memory_budget:
+        free = min(free or 2**62, round(config.train.memory_budget * 2**30))
     found = light.memory(config, cells, wanted, rows)
-    needed = found.base + found.lora + found.optimizer + found.step
+    needed = found.total
     parts = {"base": found.base, "lora": found.lora, "optimizer": found.optimizer, "step": found.step}
     told = {**parts, "needed": needed, "total": total, "free": free, "device": device}
     if wanted or free is None or needed <= free:
         return told, False
-    cheaper = light.memory(config, cells, True, rows)
-    told["checkpointed"] = needed - found.step + cheaper.step
+    for every in (2, 1):  # as fitting.py has it
+        told["checkpointed"] = light.memory(config, cells, every, rows).total
+        if told["checkpointed"] <= free:
+            break
     notes.append(f"this needs about {needed / 2**30:.1f} GB and {free / 2**30:.1f} GB are free: gradient checkpointing will be turned on, which then takes "
                  f"about {told['checkpointed'] / 2**30:.1f} GB")
     return told, True

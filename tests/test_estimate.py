@@ -12,6 +12,7 @@ from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.families import FAMILIES
 from lora_loom.trainer.config import LoomConfig, SampleConfig
 from lora_loom.trainer.data.folder import Dataset, read_dataset
+from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, plan, train
 from safetensors.torch import load_file
@@ -127,6 +128,24 @@ def test_what_fits_no_plan_is_tried_all_the_same(dataset: Dataset, tmp_path: Pat
     model = backbone.load("toy_base", "cpu", "fp32")
     model.memory = lambda: (12_000_000, 1000)
     assert run(dataset, CONFIG, tmp_path, model).steps == 3
+
+
+def test_a_budget_is_kept_by_giving_up_speed_and_one_too_small_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    events: list[tuple[str, dict]] = []
+    config = CONFIG.replace(train={"batch_size": 4})
+    whole = run(dataset, config, tmp_path / "whole", event=lambda name, data: events.append((name, data)))
+    needs = next(data for name, data in events if name == "memory")
+    held = needs["base"] + needs["lora"] + needs["optimizer"]
+    events.clear()
+    tight = config.replace(train={"memory_budget": (held + needs["step"] / 2) / 2**30})
+    small = run(dataset, tight, tmp_path / "small", event=lambda name, data: events.append((name, data)))
+    assert "So that it fits into memory, these were changed: gradient checkpointing in every second block" in small.report
+    now = next(data for name, data in events if name == "memory")
+    assert now["base"] + now["lora"] + now["optimizer"] + now["step"] <= held + needs["step"] / 2
+    assert small.losses == pytest.approx(whole.losses, rel=1e-4)
+    with pytest.raises(LoomError, match="memory_budget 0.01 GB is below the 0.1 GB that this run takes after gradient checkpointing") as error:
+        run(dataset, config.replace(train={"memory_budget": 0.01}), tmp_path / "none")
+    assert error.value.fix == {"memory_budget": 0.1} and not list((tmp_path / "none" / "loras").glob("*"))
 
 
 def test_bf16_without_its_instructions_is_said(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

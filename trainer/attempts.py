@@ -92,6 +92,7 @@ class Attempts:
         cheaper = fitting.cheaper(self.config.train.batch_size, self.model.can_offload)
         if needs is not None and not needs.fits and cheaper is not None:
             return self._instead("will not fit", cheaper, fitting, needs)
+        self._check_budget(needs)
         disk = estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes)
         self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}), "disk": disk + self._cached})
         try:
@@ -145,12 +146,22 @@ class Attempts:
     def _needs(self, objective: Objective, fitting: Fitting) -> estimate.Memory | None:
         """What is known of the memory that a step will take; None where asking failed, which ends no run."""
         try:
-            return estimate.memory(self.state, objective, self.encoded, self.config, fitting.split)
+            return estimate.memory(self.state, objective, self.encoded, self.config, fitting.split).within(self.config.train.memory_budget * 2**30)
         except self.hooks.interrupts:
             raise
         except Exception as error:
             _log.info("no estimate of the memory: %s", error)
             return None
+
+    def _check_budget(self, needs: estimate.Memory | None) -> None:
+        """LoomError where not even the cheapest way stays within it."""
+        budget, config = self.config.train.memory_budget, self.config
+        if not budget or needs is None or needs.total <= budget * 2**30:
+            return
+        enough, after = math.ceil(needs.total / 2**30 * 10) / 10, f" after {', '.join(self.changes)}" if self.changes else ""
+        raise LoomError(f"memory_budget {budget:g} GB is below the {enough:g} GB that this run takes{after}: raise it, or lower the resolution "
+                        f"({self.dataset.resolution}), the rank ({config.adapter.rank}) or the batch_size ({config.train.batch_size})",
+                        {"memory_budget": enough})
 
     def _largest(self, fitting: Fitting) -> tuple[int, ...]:
         """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""

@@ -208,6 +208,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     precision: str = "auto"
     gradient_checkpointing: bool = False
+    memory_budget: float = 0.0  # GB that a run may take on the device, the base model included; 0: what is free
     plain_layers: bool = False  # torch's and PEFT's own layers, which are slower and keep more: to compare with
     seed: int = 0
     validation_steps: int = 0  # validation loss every so many steps; 0 switches it off
@@ -223,6 +224,7 @@ class TrainConfig:
         _limit("LoRAConfig", "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 1024)
         _choice("LoRAConfig", "precision", self.precision, PRECISIONS)
         _limit("TrainLoRA", "seed", self.seed, 0, 2**64 - 1)
+        _limit("LoRAConfig", "memory_budget", self.memory_budget, 0, 1024)
         _limit("LoRAConfig", "validation_steps", self.validation_steps, 0, 1_000_000)
         _limit("LoRAConfig", "validation_split", self.validation_split, 0, 0.5)
         if len(self.pictures) != 2 or not 0 <= self.pictures[0] <= self.pictures[1]:

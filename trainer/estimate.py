@@ -83,10 +83,19 @@ class Memory:
     def fits(self) -> bool:
         return self.free is None or self.optimizer + self.step <= self.free
 
+    @property
+    def total(self) -> int:
+        return self.base + self.lora + self.optimizer + self.step
+
+    def within(self, budget: float) -> Memory:
+        """The same where no more than that many bytes may be taken in all; 0: any."""
+        left = max(0, round(budget) - self.base - self.lora)
+        return self if not budget else replace(self, free=left if self.free is None else min(self.free, left))
+
     def __str__(self) -> str:
         parts = f"base model {self.base / MIB:,.0f}, LoRA {self.lora / MIB:,.0f}, optimizer {self.optimizer / MIB:,.0f}, a step {self.step / MIB:,.0f}"
         free = "" if self.free is None else f"; free for the last two: {self.free / MIB:,.0f}"
-        return f"about {(self.base + self.lora + self.optimizer + self.step) / MIB:,.0f} MiB ({parts}{free})"
+        return f"about {self.total / MIB:,.0f} MiB ({parts}{free})"
 
 
 def memory(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, split: int) -> Memory:
