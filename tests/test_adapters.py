@@ -244,8 +244,8 @@ def test_bf16_compute_keeps_fp32_masters(algorithm: str) -> None:
     for precision in ("fp32", "bf16"):
         model = backbone.load("toy_base", "cpu", precision)
         noisy, timesteps, batch = inputs(4)
-        with adapted(model, AdapterConfig(algorithm=algorithm, targets="all linear+conv", rank=4, alpha=4), seed=1) as adapters:
-            with model.training(precision, False, False), torch.enable_grad():
+        with model.training(precision, False, False), adapted(model, AdapterConfig(algorithm=algorithm, targets="all linear+conv", rank=4, alpha=4), 1) as adapters:
+            with torch.enable_grad():
                 fill(adapters)
                 assert adapters[0].layer.get_base_layer().weight.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
                 out = model.predict(noisy, timesteps, batch, batch.conditioning)
