@@ -466,7 +466,7 @@ def test_a_dora_goes_on_from_what_peft_and_others_have_made(model: backbone.Diff
                 adapter.settle()
             torch.testing.assert_close(predict(), wanted, rtol=0, atol=1e-5)
             assert (wanted - plain).abs().max() > 0.01
-            theirs = for_diffusers(adapters, LoomConfig().replace(output={"save_dtype": "fp32"}))
+            theirs = for_diffusers(adapters, LoomConfig().replace(adapter={"algorithm": "dora"}, output={"save_dtype": "fp32"}))
             for adapter in adapters:
                 weight, tensors = adapter.layer.get_base_layer().weight, adapter.tensors()
                 whole = weight + 0.5 * (tensors["lora_up.weight"].flatten(1) @ tensors["lora_down.weight"].flatten(1)).reshape(weight.shape)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.protocol import Batch, Conditioning
@@ -267,6 +268,51 @@ def test_a_norm_an_activation_and_an_adapted_convolution_keep_one_tensor() -> No
     (network[2](inner) + F.conv2d(F.conv2d(inner, down, padding=1), up)).square().sum().backward()
     for mine, theirs in zip(ours, (down.grad, up.grad, x.grad)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_recipe_holds_no_tensor_beside_those_that_are_saved() -> None:
+    """Checkpointing frees what is saved, and could not free what a function holds."""
+    network = torch.nn.Sequential(torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.GELU(), GEGLU(8)).requires_grad_(False)
+
+    def held(function: object, depth: int = 0) -> list[object]:
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        return [c for c in cells if isinstance(c, (torch.Tensor, Recipe, tuple))] + [t for c in cells if callable(c) and depth < 9 for t in held(c, depth + 1)]
+
+    x = torch.randn(2, 8, 8, 8, requires_grad=True)
+    with weights_on_demand(network, fetch):
+        for layer in network:
+            x = layer(x)
+            made = recipe(x)
+            assert made.tensors[0] is not x and held(made.make) == []
+            assert torch.equal(made.make(*made.tensors), x)
+
+
+def test_a_checkpointed_block_keeps_its_input_alone() -> None:
+    from lora_loom.trainer.estimate import Peak
+
+    blocks = [torch.nn.Sequential(torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Conv2d(8, 8, 3, padding=1)).requires_grad_(False) for _ in range(6)]
+    down, up = torch.randn(2, 8, 3, 3, requires_grad=True), torch.randn(8, 2, 1, 1, requires_grad=True)
+    x = torch.randn(1, 8, 16, 16, requires_grad=True)
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(weights_on_demand(block, fetch))
+        with Peak() as seen:
+            y = x * 1
+            for block in blocks:
+                y = torch.utils.checkpoint.checkpoint(lambda x, b=block: x + low_rank(b[1](b[0](x)), b[2], down, up, 1.0), y, use_reentrant=False)
+            assert seen.live <= 7.5 * x.numel() * 4
+        y.sum().backward()
+    assert down.grad is not None
+
+
+def test_what_a_small_convolution_gives_may_be_changed_in_place() -> None:
+    layer = torch.nn.Conv2d(160, 192, 3, padding=1).requires_grad_(False)
+    down, up = torch.randn(2, 160, 3, 3, requires_grad=True), torch.randn(192, 2, 1, 1, requires_grad=True)
+    x = torch.randn(1, 160, 4, 4, requires_grad=True)
+    with weights_on_demand(layer, fetch):
+        for out in (layer(x), low_rank(x, layer, down, up, 1.0)):
+            out += 1
+            out.sum().backward()
 
 
 # ---------------------------------------------------------------- a whole network

@@ -40,19 +40,22 @@ class ModuleDropout(torch.nn.Dropout):
         self.module = module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and self.module and torch.rand(1).item() < self.module:
-            return torch.zeros_like(x)
-        return super().forward(x)
+        return torch.zeros_like(x) if self.training and self.left_out() else super().forward(x)
+
+    def left_out(self) -> bool:
+        return bool(self.module) and torch.rand(1).item() < self.module
 
 
 class Fused:
-    """PEFT's layer, as one function with its base layer where that covers it: no dropout, and a base whose weight is on demand."""
+    """PEFT's layer, as one function with its base layer where that covers it: no dropout of single values, and a base whose weight is on demand."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         dropout = self.lora_dropout[NAME]
         dropping = not isinstance(dropout, torch.nn.Identity) and dropout.training
-        if args or kwargs or dropping or self.disable_adapters or not fusible(self.base_layer):
+        if args or kwargs or dropping and dropout.p or self.disable_adapters or not fusible(self.base_layer):
             return super().forward(x, *args, **kwargs)
+        if dropping and dropout.left_out():
+            return self.base_layer(x)
         return low_rank(x, self.base_layer, self.lora_A[NAME].weight, self.lora_B[NAME].weight, self.scaling[NAME])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,38 +162,47 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     training, held = _divided(dataset, config)
     steps = total_steps(training, config, model.family)
     facts = _facts(dataset, model, config)
-    written = _resumed(Path(runs_folder), resume, config, facts, steps) if resume else None
-    if written is not None:  # its state holds all of the file that it began from
-        config = config.replace(adapter={"init_lora": checkpoint.configured(Path(runs_folder) / resume).adapter.init_lora})
-        first = adapters_in(written)
-    reserve = store.Reservation(Path(loras_folder), _file_size(model, config, first))
-    log = hold = None
-    try:
-        run = Path(runs_folder) / resume if resume else store.new_run(Path(runs_folder), config.output.name)
-        hold = Hold(run)
-        (run / "checkpoints").mkdir(exist_ok=True)
-        words, begun = plan(model.family, dataset, config, model.device), len(written[1]["history"]) if written else 0
-        write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
-        write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{words}\n".encode())
-        log = logs.Log(run, log_dir, begun)
-        begins = {"steps": steps, "steps_per_epoch": steps_per_epoch(training, config, model.family), "plan": words}
-        hooks.event("started", {"run": run.name, "step": begun, **begins})
-        kept = record.Record(run, **begins, family=model.family.id, model=model.name, pictures=len(training.pictures), host=hooks.about)
-        saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts, kept)
-        own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
-        with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(config.train.seed)
-            return _trained(kept, saver, partial(Attempts, model, training, held, config, steps, saver, log, hooks, first, written))
-    except OSError as error:
-        raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
-                        "free some space, or choose a folder that may be written to") from error
-    finally:
-        reserve.release()
-        if log is not None:
-            log.close()
-        if hold is not None:
-            hold.release()
-            store.drop_if_empty(run)
+    with ExitStack() as stack:
+        if resume:
+            run = Path(runs_folder) / check_name(resume)
+            if run.is_dir():  # before its state is read: another process may be about to write one
+                _claim(run, stack)
+            written = _resumed(run, config, facts, steps)
+            # its state holds all of the file that it began from
+            config = config.replace(adapter={"init_lora": checkpoint.configured(run).adapter.init_lora})
+            first = adapters_in(written)
+        else:
+            run = written = None
+        reserve = store.Reservation(Path(loras_folder), _file_size(model, config, first))
+        stack.callback(reserve.release)
+        try:
+            if run is None:
+                run = store.new_run(Path(runs_folder), config.output.name)
+                _claim(run, stack)
+            (run / "checkpoints").mkdir(exist_ok=True)
+            words, begun = plan(model.family, dataset, config, model.device), len(written[1]["history"]) if written else 0
+            write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
+            write_whole(run / "dataset.txt", f"{dataset.report()}\n\n{words}\n".encode())
+            log = logs.Log(run, log_dir, begun)
+            stack.callback(log.close)
+            begins = {"steps": steps, "steps_per_epoch": steps_per_epoch(training, config, model.family), "plan": words}
+            hooks.event("started", {"run": run.name, "step": begun, **begins})
+            kept = record.Record(run, **begins, family=model.family.id, model=model.name, pictures=len(training.pictures), host=hooks.about)
+            saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts, kept)
+            own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
+            with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(config.train.seed)
+                return _trained(kept, saver, partial(Attempts, model, training, held, config, steps, saver, log, hooks, first, written))
+        except OSError as error:
+            raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
+                            "free some space, or choose a folder that may be written to") from error
+
+
+def _claim(run: Path, stack: ExitStack) -> None:
+    """The run is this process's until the stack ends; what has come to nothing is removed then."""
+    hold = Hold(run)
+    stack.callback(store.drop_if_empty, run)
+    stack.callback(hold.release)
 
 
 def _trained(kept: record.Record, saver: Saver, begin: Callable[[], Attempts]) -> Result:
@@ -229,9 +239,9 @@ def _facts(dataset: Dataset, model: TrainableModel, config: LoomConfig) -> dict[
     return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}", "vae": vae, "text encoder": text}
 
 
-def _resumed(runs_folder: Path, name: str, config: LoomConfig, now: dict[str, str], steps: int) -> Written:
-    """The state that the run of that name goes on from. LoomError where it has none, or where something else has changed."""
-    run = runs_folder / check_name(name)
+def _resumed(run: Path, config: LoomConfig, now: dict[str, str], steps: int) -> Written:
+    """The state that the run goes on from. LoomError where it has none, or where something else has changed."""
+    name = run.name
     tensors, facts = checkpoint.read(run)
     checkpoint.check_same(run, config)
     if facts["dataset"] != now["dataset"]:

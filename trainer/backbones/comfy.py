@@ -40,7 +40,8 @@ def fetch(layer: torch.nn.Module, like: torch.Tensor) -> AbstractContextManager[
     """(weight, bias) as ComfyUI would use them now: paged in, dequantized, with stacked LoRAs, in `like`'s dtype."""
     weight = getattr(layer, "weight", None)
     if weight is None or getattr(layer, "comfy_cast_weights", True) or layer.weight_function or layer.bias_function \
-            or isinstance(weight, QuantizedTensor) or weight.dtype != like.dtype or weight.device != like.device:
+            or isinstance(weight, QuantizedTensor) or weight.dtype != like.dtype or weight.device != like.device \
+            or getattr(layer, "pre_quant_scale", None) is not None:
         return _cast(layer, like)
     return nullcontext((weight, getattr(layer, "bias", None)))  # ComfyUI's layer would take them as they lie
 
@@ -66,11 +67,13 @@ def _cast(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[Weights]:
 
 
 def _plain(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """The weight of a quantized layer as numbers, with the scale that some formats put on the layer's input."""
+    """The weight of a quantized layer as numbers, with the scales that some formats put beside it or on the layer's input."""
     if isinstance(weight, QuantizedTensor):
         weight = weight.dequantize()
-    scale = getattr(layer, "pre_quant_scale", None)
-    return weight if scale is None else weight * scale.to(weight)
+    for name in ("scale_weight", "pre_quant_scale"):  # the former in ComfyUIs before QuantizedTensor, whose layers apply it themselves
+        scale = getattr(layer, name, None)
+        weight = weight if scale is None else weight * scale.to(weight)
+    return weight
 
 
 @lru_cache
@@ -309,12 +312,12 @@ class ComfyModel:
 
     def _room(self, largest: tuple[int, ...], checkpointing: int) -> float:
         """Bytes that a step takes beside the weights, roughly: SD1.5 at 256x256 on the CPU took 0.28 (attention) to 0.4 MiB a latent
-        cell and byte of its dtype, scratch space included (bench/RESULTS.md); a third of it with checkpointing."""
+        cell and byte of its dtype, scratch space included (bench/RESULTS.md); a third of it with checkpointing, two thirds in every second block."""
         if not largest:
             return 0
         area = largest[0] * largest[-2] * largest[-1]
         per_cell = 0.3 * 2**20 * self._dtype.itemsize * getattr(self.patcher.model, "memory_usage_factor", 1.0)
-        return area * per_cell / (3 if checkpointing else 1)
+        return area * per_cell / {0: 1, 1: 3}.get(checkpointing, 1.5)
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),

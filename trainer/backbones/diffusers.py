@@ -145,8 +145,10 @@ class DiffusersModel:
             part.to(self.device)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
-            for number, block in enumerate(m for m in self.unet.modules() if getattr(m, "gradient_checkpointing", False)):
-                block.gradient_checkpointing = number % checkpointing == 0
+            kinds: dict[type, int] = {}
+            for block in (m for m in self.unet.modules() if getattr(m, "gradient_checkpointing", False)):
+                kinds[type(block)] = kinds.get(type(block), -1) + 1
+                block.gradient_checkpointing = kinds[type(block)] % checkpointing == 0
             self.unet.train()  # diffusers checkpoints in train mode alone; these networks have no dropout of their own
         try:
             with ExitStack() as stack:

@@ -54,7 +54,7 @@ class _Conv2d(torch.autograd.Function):
             y = conv.conv2d(layer, x, weight, bias).contiguous()
         inner = _down(layer, x, down.to(x.dtype))
         y.flatten(2).baddbmm_(up.to(x.dtype).flatten(1).expand(len(x), -1, -1), inner.flatten(2), alpha=scale)
-        return y
+        return own(y)
 
     @staticmethod
     def backward(ctx, grad):

@@ -54,12 +54,11 @@ def _geglu(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
     fetch = proj.loom_fetch
 
-    def halves(*kept: torch.Tensor) -> torch.Tensor:
-        made = source.make(*kept)
+    def halves(made: torch.Tensor) -> torch.Tensor:
         with fetch(proj, made) as (weight, bias):
             return F.linear(made, weight, bias)
 
-    return pointwise.geglu(proj(x), Recipe(source.tensors, halves))
+    return pointwise.geglu(proj(x), recipes.then(source, halves))
 @contextmanager
 def replaced_forward(module: torch.nn.Module, forward: Callable) -> Iterator[None]:
     """`module.forward` is `forward(module, …)` inside, and exactly what it was outside."""

@@ -62,14 +62,14 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     source = recipes.recipe(x)
     if source.tensors[0] is x:
         return F.silu(x)
-    return recipes.note(_Silu.apply(x, source), Recipe(source.tensors, lambda *kept: F.silu(source.make(*kept))))
+    return recipes.note(_Silu.apply(x, source), recipes.then(source, F.silu))
 
 
 def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     if x.shape[-1] < 4 * recipes.WIDE:
         return F.gelu(x, approximate=approximate)
     source = recipes.recipe(x)
-    return recipes.note(_Gelu.apply(x, source, approximate), Recipe(source.tensors, lambda *kept: F.gelu(source.make(*kept), approximate=approximate)))
+    return recipes.note(_Gelu.apply(x, source, approximate), recipes.then(source, lambda made: F.gelu(made, approximate=approximate)))
 
 
 def geglu(halves: torch.Tensor, source: Recipe | None = None) -> torch.Tensor:
@@ -77,4 +77,4 @@ def geglu(halves: torch.Tensor, source: Recipe | None = None) -> torch.Tensor:
     if halves.shape[-1] < 4 * recipes.WIDE:
         return _geglu(halves)
     source = source or recipes.recipe(halves)
-    return recipes.note(_Geglu.apply(halves, source), Recipe(source.tensors, lambda *kept: _geglu(source.make(*kept))))
+    return recipes.note(_Geglu.apply(halves, source), recipes.then(source, _geglu))

@@ -34,5 +34,11 @@ def recipe(tensor: torch.Tensor) -> Recipe:
     return found[0] if found is not None and found[1] == tensor._version else Recipe((tensor,), _itself)
 
 
+def then(source: Recipe, function: Callable[[torch.Tensor], torch.Tensor]) -> Recipe:
+    """What `function` makes of what the recipe makes."""
+    make = source.make  # never `source`, whose tensors would be kept for as long as the function
+    return Recipe(source.tensors, lambda *kept: function(make(*kept)))
+
+
 def _itself(tensor: torch.Tensor) -> torch.Tensor:
     return tensor

@@ -25,10 +25,14 @@ class Hold:
 
     def __init__(self, run: Path) -> None:
         self._path = run / FILE
-        self._file = open(self._path, "ab")
-        if not (_lock(self._file) or time.sleep(0.1) or _lock(self._file)):  # whoever looks whether it is held has it for a moment
-            self._file.close()
-            raise LoomError(f"run {run.name!r} is being trained by another process: wait for its end, or stop it there")
+        while True:
+            self._file = open(self._path, "ab")
+            if not (_lock(self._file) or time.sleep(0.1) or _lock(self._file)):  # whoever looks whether it is held has it for a moment
+                self._file.close()
+                raise LoomError(f"run {run.name!r} is being trained by another process: wait for its end, or stop it there")
+            if self._path.exists() and os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                return
+            self._file.close()  # the one before us has just removed it
 
     def release(self) -> None:
         with contextlib.suppress(OSError):  # Windows removes no open file: the empty one stays

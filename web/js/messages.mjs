@@ -7,7 +7,7 @@
 const NUMBER = "[-+]?(?:[\\d,]*\\.?\\d+(?:e[-+]?\\d+)?|inf|nan)%?";
 const QUOTED = "'(?:[^'\\\\]|\\\\.)*'|\"(?:[^\"\\\\]|\\\\.)*\"|\\w*[[({][^]*?[\\])}]|[^\\s,;:'\"]+";
 // Characters of a text that is worth the search; parts of it, and those that one message may take; messages within messages.
-const MOST = 4000, PARTS = 60, JOINED = 4, DEPTH = 4;
+const MOST = 1200, PARTS = 60, JOINED = 4, DEPTH = 4;
 const BEFORE = /^\n?(?:warning: |Error: |警告：|错误：)?/;  // of a line that stands by itself
 const plain = (text) => text.replaceAll("{{", "{").replaceAll("}}", "}");
 const quoted = (text) => text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
@@ -193,10 +193,9 @@ export function translator(table, names = {}) {
 
     // Lines are messages of their own, but for those of one that quotes several.
     function translate(text) {
-        if (text.length > MOST) return text;
-        const said = (one) => (line(one) ?? listing(one) ?? tailed(one, true))?.said ?? one;
+        const said = (one) => one.length > MOST ? one : (line(one) ?? listing(one) ?? tailed(one, true))?.said ?? one;
         if (!text.includes("\n")) return said(text);
-        const under = (one) => whole(one)?.said ?? one.match(/^ +/)[0] + (line(one.trim())?.said ?? named(one.trim()));
+        const under = (one) => one.length > MOST ? one : whole(one)?.said ?? one.match(/^ +/)[0] + (line(one.trim())?.said ?? named(one.trim()));
         const lines = text.split("\n").map((one) => (one.startsWith(" ") ? under(one) : said(one))).join("\n");
         return lines === text ? said(text) : lines;
     }
