@@ -703,3 +703,28 @@ def test_layers_that_unpack_their_weight_themselves(comfy: SimpleNamespace, toy:
     packed = run(comfy.Model(*toy), dataset, CONFIG, tmp_path / "packed")
     assert len(asked) > 8 * len(layers) and packed.losses == plain.losses
     assert all(torch.equal(packed.lora[key], plain.lora[key]) for key in plain.lora)
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["bare", "with a stacked LoRA"])
+def test_scaled_fp8_layers_of_older_comfyuis(comfy_modules: ModuleType, patched: bool) -> None:
+    """Before it had quantized tensors, ComfyUI's layer applied a scale in its own forward: what is fetched has it too."""
+    import comfy.model_patcher
+    import comfy.ops
+
+    if not hasattr(comfy.ops, "scaled_fp8_ops"):
+        pytest.skip("this ComfyUI has quantized tensors instead")
+    from comfy.weight_adapter.lora import LoRAAdapter
+    from lora_loom.trainer.backbones.comfy import fetch
+
+    torch.manual_seed(0)
+    layer = comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn).Linear(64, 32)
+    weight = torch.randn(32, 64) * 0.01
+    scale = weight.abs().max() / 448
+    layer.weight.data, layer.scale_weight.data = (weight / scale).to(torch.float8_e4m3fn), scale
+    layer.bias.data = torch.zeros(32).to(torch.float8_e4m3fn)
+    if patched:
+        lora = LoRAAdapter(set(), (torch.randn(32, 4) * 0.05, torch.randn(4, 64) * 0.05, 4.0, None, None, None))
+        layer.weight_function = [comfy.model_patcher.LowVramPatch("k", {"k": [(1.0, lora, 1.0, None, None)]}, layer.convert_weight, layer.set_weight)]
+    x = torch.randn(5, 64)
+    with torch.no_grad(), fetch(layer.requires_grad_(False), x) as (found, bias):
+        torch.testing.assert_close(torch.nn.functional.linear(x, found, bias), layer(x), rtol=1e-3, atol=1e-3)
