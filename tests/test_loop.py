@@ -496,7 +496,7 @@ def test_preservation_begins_at_zero_whatever_the_captions_lengths(model: backbo
         given, preserved = model.encode_captions(texts), model.encode_captions(others)
     assert [c.context.shape[1] for c in given + preserved] == [77 * count for counts in windows for count in counts]
     batch = Batch(latents, texts, given, preserved=others, preserved_conditioning=preserved)
-    with adapted(model, CONFIG.adapter, 0) as adapters, model.training("fp32", False, False), torch.enable_grad():
+    with model.training("fp32", False, False), adapted(model, CONFIG.adapter, 0) as adapters, torch.enable_grad():
         found = []
         for weight in (0.0, 1000.0):
             objective = Objective(model, adapters, CONFIG.replace(loss={"preservation": weight}).loss, together)
