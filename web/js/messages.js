@@ -1,7 +1,8 @@
 // The server's messages in Chinese: the table is there before the first node is, and the text that ComfyUI puts into our nodes is translated too.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { chinese, everyNode } from "./settings.mjs";
+import { everyNode } from "./graph.mjs";
+import { chinese } from "./settings.mjs";
 import { loadMessages, translated } from "./translated.mjs";
 
 const WIDGET = "$$node-text-preview";  // ComfyUI's own, in which it shows a node's text
