@@ -186,7 +186,7 @@ def test_rare_settings_fold_away_on_the_classic_canvas(comfy, page):
     assert page.evaluate(FOLD)["label"] == "▸ 40 more settings · 1 changed"
     assert widget(page, 4, "huber_c") == 0.5 and widget(page, 4, "save_dtype") == "fp16"
     prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")["4"]["inputs"]
-    assert prompt["huber_c"] == 0.5 and "lora_loom_fold" not in prompt and len(prompt) == 55
+    assert prompt["huber_c"] == 0.5 and "lora_loom_fold" not in prompt and len(prompt) == 57
 
 
 def test_run_shows_the_previews(comfy, page):
