@@ -7,7 +7,7 @@
 const NUMBER = "[-+]?(?:[\\d,]*\\.?\\d+(?:e[-+]?\\d+)?|inf|nan)%?";
 const QUOTED = "'(?:[^'\\\\]|\\\\.)*'|\"(?:[^\"\\\\]|\\\\.)*\"|\\w*[[({][^]*?[\\])}]|[^\\s,;:'\"]+";
 // Characters of a text that is worth the search; parts of it, and those that one message may take; messages within messages.
-const MOST = 1200, PARTS = 60, JOINED = 4, DEPTH = 4;
+const MOST = 2000, PARTS = 60, JOINED = 4, DEPTH = 4;
 const BEFORE = /^\n?(?:warning: |Error: |警告：|错误：)?/;  // of a line that stands by itself
 const plain = (text) => text.replaceAll("{{", "{").replaceAll("}}", "}");
 const quoted = (text) => text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
