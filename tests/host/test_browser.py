@@ -1,34 +1,23 @@
 """ComfyUI's own page in Chromium: the example workflows open, Run runs them, choosing a preset shows what it holds."""
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from lora_loom.trainer.config import LoomConfig
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
-KEPT = host.PACK / "artefacts"
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module", params=["newest", "oldest"])
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"page_{request.param}")
     workflows.settle(base)
     workflows.stand_in(base)
@@ -41,17 +30,8 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url)
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
+    with host.opened(comfy.url) as page:
         yield page
-        browser.close()
 
 
 def open_workflow(page, name: str) -> None:
@@ -64,10 +44,10 @@ def open_workflow(page, name: str) -> None:
 
 
 def keep(page, name: str) -> None:
-    KEPT.mkdir(exist_ok=True)
+    host.KEPT.mkdir(exist_ok=True)
     page.evaluate(workflows.FIT)
     page.wait_for_timeout(1500)
-    page.screenshot(path=str(KEPT / f"{name}.png"))
+    page.screenshot(path=str(host.KEPT / f"{name}.png"))
 
 
 def widget(page, node: int, name: str):

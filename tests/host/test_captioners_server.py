@@ -1,11 +1,8 @@
 """AutoCaption's methods in a real ComfyUI, the newest and the oldest: models found, told apart, run, and let go."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,25 +10,16 @@ host = pytest.importorskip("loom_host_server", reason="needs websocket-client, f
 pytest.importorskip("transformers", minversion="4.56")
 from lora_loom.trainer.toy import stars  # noqa: E402
 
-
-def by_path(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_server_oldest", host.PACK / "tests" / "host" / "test_server_oldest.py").oldest
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module", params=["newest", "oldest"])
 def comfy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp("captioners") / "base"
-    taggers = by_path("loom_test_captioners_models", host.PACK / "tests" / "test_captioners_models.py")
+    taggers = host.by_path("loom_test_captioners_models", host.PACK / "tests" / "test_captioners_models.py")
     taggers.write_tags(taggers.write_timm(base / "models" / "captioners" / "wd") / "selected_tags.csv")
-    by_path("loom_vision_models", host.PACK / "tests" / "vision_models.py").blip(base / "models" / "LLM" / "blip")
+    host.by_path("loom_vision_models", host.PACK / "tests" / "vision_models.py").blip(base / "models" / "LLM" / "blip")
     (base / "input" / "pictures").mkdir(parents=True)
     stars.write(base / "input" / "pictures", count=3)
     (base / "input" / "pictures" / "metadata.csv").unlink()

@@ -1,7 +1,6 @@
 """ChooseCheckpoint in a real ComfyUI: the grid is drawn cell by cell, kept, interrupted and chosen from, by program and on the page in both renderers."""
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import time
@@ -16,25 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-KEPT = host.PACK / "artefacts"
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+workflows = host.workflows
 node = workflows.node
 STAR, CIRCLE = "a red star on a blue background", "a red circle on a blue background"
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"choose_{request.param}")
     workflows.settle(base)
     with host.Comfy(path, base, site) as server:
@@ -207,7 +197,7 @@ def test_routes_give_nothing_else(comfy):
 
 # ---------------------------------------------------------------- on the page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 LOOK = """() => {
     const panel = document.querySelector(".loom-choose"), text = (css) => [...panel.querySelectorAll(css)].map((e) => e.textContent), node = window.app.graph.getNodeById(7);
     const cells = [...panel.querySelectorAll(".cell")];
@@ -222,17 +212,8 @@ VIEW = "() => document.querySelector('.lora-loom-modal')?.shadowRoot.querySelect
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url, (1300, 1100))
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
+    with host.opened(comfy.url, (1300, 1100)) as page:
         yield page
-        browser.close()
 
 
 def setting(page, name: str, value) -> None:
@@ -267,8 +248,8 @@ def kept(comfy, lora: str) -> bool:
 
 
 def keep(comfy, page, name: str) -> None:
-    KEPT.mkdir(exist_ok=True)
-    page.screenshot(path=str(KEPT / f"{comfy.which}_choose_{name}.png"))
+    host.KEPT.mkdir(exist_ok=True)
+    page.screenshot(path=str(host.KEPT / f"{comfy.which}_choose_{name}.png"))
 
 
 @pytest.mark.browser

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -14,26 +13,17 @@ from PIL import Image
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
-KEPT = host.PACK / "artefacts"
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module", params=["newest", "newest in new nodes", "oldest"])
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp("page")
     workflows.settle(base)
     workflows.stand_in(base)
@@ -46,19 +36,10 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url, (1500, 1000))
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
+    with host.opened(comfy.url, (1500, 1000)) as page:
         page.set_default_timeout(30_000)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(f"{error}\n{error.stack}"))
         yield page
-        assert [problem for problem in page.problems if "lora-loom" in problem] == []  # the page of 0.3.64 has some of its own
-        browser.close()
+        assert host.ours(page) == []
 
 
 # What differs between pages is the nodes; the editor's dialog is the same on all, and LORA_LOOM_HEAVY=1 tests it on each.
@@ -114,9 +95,9 @@ def graph(page, folder: str = "lora_loom_stars", **auto) -> None:
 
 
 def keep(page, comfy, name: str) -> None:
-    KEPT.mkdir(exist_ok=True)
+    host.KEPT.mkdir(exist_ok=True)
     page.wait_for_timeout(500)
-    page.screenshot(path=str(KEPT / f"{comfy.which}_{name}.png"))
+    page.screenshot(path=str(host.KEPT / f"{comfy.which}_{name}.png"))
 
 
 def editor(page, folder: str, **auto):

@@ -1,7 +1,6 @@
 """The routes of upload, listing, thumbnails and saved captions in a real ComfyUI: what they give, and what they refuse."""
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -21,14 +20,7 @@ from skimage import data
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +269,7 @@ def test_saved_captions_run_the_graph_again(comfy):
 
 
 def test_what_auto_caption_made_is_offered_until_the_folder_changes(comfy):
-    by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(comfy.base / "models" / "open_clip" / "tiny")
+    host.by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(comfy.base / "models" / "open_clip" / "tiny")
     folder = put(comfy, "made", 2)
     node = workflows.node
     prompt = {**load("made"), "3": node("AutoCaption", dataset=["1", 0], method="clip_tags", model="tiny", labels="cat, dog", max_tags=1, prefix="made", suffix="", existing="replace",

@@ -4,7 +4,6 @@ The pictures in artefacts/ are for eyes: edges_<view>_<node kind>_<where>.png.
 """
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -14,21 +13,13 @@ from PIL import Image, ImageFilter
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
-KEPT = host.PACK / "artefacts"
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-runs_page = by_path("loom_test_runs_page", Path(__file__).with_name("test_runs_page.py"))
+workflows = host.workflows
+runs_page = host.by_path("loom_test_runs_page", Path(__file__).with_name("test_runs_page.py"))
 
 
 def add_grid(run: Path) -> str:
@@ -89,18 +80,9 @@ BUILD = """async (grid) => {
 
 @pytest.fixture(scope="module")
 def browser_page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url, (1500, 1000))
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
+    with host.opened(comfy.url, (1500, 1000)) as page:
         page.set_default_timeout(20_000)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
         yield page
-        browser.close()
 
 
 HEAVY = bool(os.environ.get("LORA_LOOM_HEAVY"))
@@ -208,8 +190,8 @@ WHERE = {"narrow": ((1500, 1000), 1), "zoomed": ((750, 500), 2)}  # at 200 % a w
 
 
 def keep(page, view: str, where: str) -> None:
-    KEPT.mkdir(exist_ok=True)
-    page.screenshot(path=str(KEPT / f"edges_{view}_{page.renderer}_{where}.png"))
+    host.KEPT.mkdir(exist_ok=True)
+    page.screenshot(path=str(host.KEPT / f"edges_{view}_{page.renderer}_{where}.png"))
 
 
 def settled(page, where: str) -> None:

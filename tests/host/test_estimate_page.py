@@ -1,35 +1,24 @@
 """What a run will take, asked over the route and drawn in LoRAConfig and TrainLoRA on ComfyUI's own page, in both renderers."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
-KEPT = host.PACK / "artefacts"
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"estimate_{request.param}")
     workflows.settle(base)
     (base / "models" / "checkpoints").mkdir(parents=True)
@@ -98,17 +87,8 @@ def test_other_sites_are_refused(comfy):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url)
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
+    with host.opened(comfy.url) as page:
         yield page
-        browser.close()
 
 
 OPEN = """async () => {
@@ -136,7 +116,7 @@ def renderer(page, vue: bool) -> None:
 
 
 def shot(page, name: str) -> None:
-    KEPT.mkdir(exist_ok=True)
+    host.KEPT.mkdir(exist_ok=True)
     page.evaluate(f"""() => {{
         const config = {node('LoRAConfig')}, canvas = window.app.canvas;
         canvas.ds.scale = 1.2;
@@ -144,7 +124,7 @@ def shot(page, name: str) -> None:
         canvas.setDirty(true, true);
     }}""")
     page.wait_for_timeout(900)
-    page.screenshot(path=str(KEPT / f"{name}.png"))
+    page.screenshot(path=str(host.KEPT / f"{name}.png"))
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])

@@ -1,42 +1,24 @@
 """What our views take for the graph in front of a node is what a run takes: through subgraphs, reroutes, primitives, bypassed and muted nodes."""
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
 def page(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"graph_{request.param}")
     workflows.settle(base)
-    with host.Comfy(path, base, site) as server, sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, server.url, (1500, 1000))
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
+    with host.Comfy(path, base, site) as server, host.opened(server.url, (1500, 1000)) as page:
         yield page
-        browser.close()
 
 
 # Load Dataset -> Filter Dataset -> Auto Caption -> Train LoRA <- LoRA Config, with the toy base; `work` changes it and is given all that it needs.

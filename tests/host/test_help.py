@@ -1,27 +1,18 @@
 """Help as users meet it: a page for each node in both languages, with its picture, in ComfyUI's own help panel."""
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 DOCS = host.PACK / "web" / "js" / "docs"
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +31,8 @@ def nodes(comfy) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url, (1500, 1000))
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
+    with host.opened(comfy.url, (1500, 1000)) as page:
         yield page
-        browser.close()
 
 
 def inputs(node: dict) -> dict[str, dict]:

@@ -3,7 +3,6 @@ browser, in another workflow and on another day."""
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import time
 import urllib.error
@@ -19,21 +18,12 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, 
 pytestmark = pytest.mark.browser
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
-KEPT = host.PACK / "artefacts"
+workflows = host.workflows
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"live_{request.param}")
     workflows.settle(base)
     with host.Comfy(path, base, site) as server:
@@ -49,21 +39,9 @@ def playwright():
 
 @pytest.fixture(scope="module")
 def page(comfy, playwright):
-    browser, page = opened(playwright, comfy)
+    browser, page = host.launched(playwright, comfy.url)
     yield page
     browser.close()
-
-
-def opened(playwright, comfy):
-    try:
-        browser, page = workflows.open_page(playwright, comfy.url)
-    except sync_api.Error as error:
-        if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-            pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-        raise
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(error.stack or str(error)))
-    return browser, page
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +50,6 @@ def idle(comfy):
     yield
     with contextlib.suppress(OSError):
         comfy.post("/interrupt", {})
-
-
-def ours(page) -> list[str]:
-    """Errors of the page in which we have a part: that of 0.3.64 has some of its own when it starts."""
-    return [problem for problem in page.problems if "lora-loom" in problem]
 
 
 OPEN = """async (values) => {
@@ -115,10 +88,10 @@ def status(page) -> str:
 
 
 def keep(page, comfy, name: str) -> None:
-    KEPT.mkdir(exist_ok=True)
+    host.KEPT.mkdir(exist_ok=True)
     page.evaluate(LOOK)
     page.wait_for_timeout(700)
-    page.screenshot(path=str(KEPT / f"live_{name}_{comfy.which}.png"))
+    page.screenshot(path=str(host.KEPT / f"live_{name}_{comfy.which}.png"))
 
 
 STEP = "() => Number((document.querySelector('.loom-live .numbers')?.textContent.match(/\\d+/) ?? [0])[0])"
@@ -164,7 +137,7 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
     until(page, "() => [...document.querySelectorAll('.loom-live .film img')].filter((i) => i.naturalWidth).length === 2")
     assert drawn(page) > 500 and len(samples(page)) == 2
 
-    browser, other = opened(playwright, comfy)  # who opens the same workflow elsewhere
+    browser, other = host.launched(playwright, comfy.url)  # who opens the same workflow elsewhere
     try:
         start(other, "watched")
         running(other, 6)
@@ -173,7 +146,7 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
         start(other, "another")  # another workflow's node of the same number is not this run's
         other.evaluate("() => { window.app.graph.id = '00000000-0000-4000-8000-000000000001'; }")
         start(other, "another")
-        assert ours(other) == []
+        assert host.ours(other) == []
     finally:
         browser.close()
 
@@ -189,7 +162,7 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
     keep(page, comfy, "stopped")
     page.get_by_role("button", name="Resume").click()
     assert page.evaluate(f"() => {TRAINER}.widgets.find((w) => w.name === 'resume').value") == "watched"
-    assert ours(page) == []
+    assert host.ours(page) == []
 
 
 def test_an_error_offers_the_way_out(comfy, page) -> None:
@@ -210,17 +183,17 @@ def test_an_error_offers_the_way_out(comfy, page) -> None:
     slider.focus()
     page.keyboard.press("ArrowLeft")
     assert text(page, ".time span") == "step 2" and "step000002" in page.locator(".loom-live .film img").first.get_attribute("src")
-    assert ours(page) == []
+    assert host.ours(page) == []
 
 
 def test_the_last_run_is_there_on_another_day(comfy, page, playwright) -> None:
     """A new server, which remembers nothing: the graph knows its run, and the run's folder the rest."""
     saved = page.evaluate("() => window.app.graph.serialize()")
-    path, site = oldest() if comfy.which == "oldest" else (comfy.path, None)
+    path, site = host.oldest() if comfy.which == "oldest" else (comfy.path, None)
     with host.Comfy(path, comfy.base, site) as server:
         server.which = comfy.which
         assert server.get("/lora_loom/state") == {"trainings": []}
-        browser, other = opened(playwright, server)
+        browser, other = host.launched(playwright, server.url)
         try:
             other.evaluate("(graph) => window.app.loadGraphData(graph)", saved)
             until(other, "() => document.querySelector('.loom-live')?.dataset.status === 'finished' && document.querySelector('.loom-live .film img')?.naturalWidth > 0")
@@ -228,7 +201,7 @@ def test_the_last_run_is_there_on_another_day(comfy, page, playwright) -> None:
             keep(other, server, "another_day")
             if comfy.which == "newest":
                 looks(other, server)
-            assert ours(other) == []
+            assert host.ours(other) == []
         finally:
             browser.close()
 

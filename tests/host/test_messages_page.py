@@ -1,32 +1,24 @@
 """A Chinese page: what the server says is Chinese in the live panel, in a node and in what routes refuse."""
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-live = by_path("loom_test_live_page", Path(__file__).with_name("test_live_page.py"))
+live = host.by_path("loom_test_live_page", Path(__file__).with_name("test_live_page.py"))
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = live.oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"messages_{request.param}")
     live.workflows.settle(base)
     settings = base / "user" / "default" / "comfy.settings.json"
@@ -38,10 +30,8 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        browser, page = live.opened(playwright, comfy)
+    with host.opened(comfy.url) as page:
         yield page
-        browser.close()
 
 
 def keep(page, comfy, name: str) -> None:
@@ -65,7 +55,7 @@ def test_an_error_and_a_plan_are_chinese_in_the_live_panel(comfy, page) -> None:
     assert memory and "基础模型" in memory[0] and "base model" not in memory[0]
     page.evaluate("() => document.querySelector('.loom-live .says .plan').scrollIntoView()")
     keep(page, comfy, "plan")
-    assert live.ours(page) == []
+    assert host.ours(page) == []
 
 
 BROKEN = """async () => {

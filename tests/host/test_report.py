@@ -1,35 +1,24 @@
 """The quality report in a real ComfyUI: in the nodes, over HTTP, and drawn on the page in both renderers."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 import urllib.parse
-from pathlib import Path
 
 import pytest
 from PIL import Image, ImageFilter
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-KEPT = host.PACK / "artefacts"
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+workflows = host.workflows
 node = workflows.node
 
 
 @pytest.fixture(scope="module", params=["newest", "oldest"])
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"report_{request.param}")
     workflows.settle(base)
     home = base / "input" / "图 set"
@@ -40,7 +29,7 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
     Image.open(home / "astronaut.png").resize((400, 400)).save(home / "astronaut again.jpg", quality=60)
     Image.open(home / "coffee.png").filter(ImageFilter.GaussianBlur(5)).crop((50, 0, 450, 400)).save(home / "soft <b>.png")
     (home / "broken.png").write_bytes(b"no picture")
-    by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(base / "models" / "open_clip" / "tiny")
+    host.by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(base / "models" / "open_clip" / "tiny")
     with host.Comfy(path, base, site) as server:
         server.which = request.param
         yield server
@@ -140,7 +129,7 @@ def test_a_report_that_nobody_waits_for_ends(comfy):
 
 # ---------------------------------------------------------------- on the page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 LOOK = """() => [2, 4].map((id) => {
     const node = window.app.graph.getNodeById(id), drawn = node.loomReport;
     return {height: node.size[1], rows: drawn ? [...drawn.querySelectorAll("summary span:first-child")].map((e) => e.textContent) : [],
@@ -150,17 +139,8 @@ LOOK = """() => [2, 4].map((id) => {
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url, (1500, 1100))
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
+    with host.opened(comfy.url, (1500, 1100)) as page:
         yield page
-        browser.close()
 
 
 def setting(page, name: str, value) -> None:
@@ -200,9 +180,9 @@ def test_the_report_is_drawn_in_the_node(comfy, page, renderer):
     page.wait_for_timeout(500)
     assert [now["height"] for now in page.evaluate(LOOK)] == [drawn["height"], filtered["height"]]  # it scrolls, nothing jumps
     page.evaluate("() => document.querySelectorAll('.loom-report details').forEach((e, i) => e.toggleAttribute('open', i === 1))")
-    KEPT.mkdir(exist_ok=True)
+    host.KEPT.mkdir(exist_ok=True)
     page.wait_for_timeout(300)
-    page.screenshot(path=str(KEPT / f"{comfy.which}_report_{renderer}.png"))
+    page.screenshot(path=str(host.KEPT / f"{comfy.which}_report_{renderer}.png"))
     # saved and opened again every value is in its place, and no report is among them
     saved = page.evaluate("() => window.app.graph.serialize()")
     assert "Cannot be used" not in json.dumps(saved) and "lora_loom_report" not in json.dumps(saved)

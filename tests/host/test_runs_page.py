@@ -1,7 +1,6 @@
 """The sidebar tab with all runs, on ComfyUI's own page: list, comparison, and what a run does to the graph. The runs are files written here."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import shutil
@@ -16,23 +15,14 @@ from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
-KEPT = host.PACK / "artefacts"
 PROMPTS = ("a red star on a blue background", "a red circle on a blue background")
 MANY = 300
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-oldest = by_path("loom_test_oldest", Path(__file__).with_name("test_server_oldest.py")).oldest
+workflows = host.workflows
 
 
 def add_run(base: Path, name: str, *, steps: int = 400, step: int | None = None, status: str = "finished", lora: str = "", samples: tuple[int, ...] = (), ago: float = 0,
@@ -70,7 +60,7 @@ def add_run(base: Path, name: str, *, steps: int = 400, step: int | None = None,
 
 @pytest.fixture(scope="module", params=host.PAGES)
 def comfy(request, tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
+    path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"runs_{request.param}")
     workflows.settle(base)
     add_run(base, "toy_star", lora="toy_star.safetensors", samples=(0, 100, 200, 300, 400), best=300, ago=3600, slow=60.0, report="Finished at step 400 of 400, smoothed loss 0.0612",
@@ -86,26 +76,17 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url, (1500, 1000))
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
+    with host.opened(comfy.url, (1500, 1000)) as page:
         page.set_default_timeout(20_000)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(f"{error}\n{error.stack}"))
         yield page
-        assert [problem for problem in page.problems if "lora-loom" in problem] == []  # the page of 0.3.64 has some of its own
+        assert host.ours(page) == []
         assert page.evaluate("() => window.loomPwned") is None
-        browser.close()
 
 
 def keep(page, comfy, name: str) -> None:
-    KEPT.mkdir(exist_ok=True)
+    host.KEPT.mkdir(exist_ok=True)
     page.wait_for_timeout(500)
-    page.screenshot(path=str(KEPT / f"{comfy.which}_runs_{name}.png"))
+    page.screenshot(path=str(host.KEPT / f"{comfy.which}_runs_{name}.png"))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The nodes in a real ComfyUI server: one server, spoken to as its page and its API users do."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -31,14 +30,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 PACK = host.PACK
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", PACK / "tools" / "make_workflows.py")
+workflows = host.workflows
 
 # A node pack of the tests' own: what a checkpoint without VAE or CLIP hands out.
 NOTHING = """
@@ -580,7 +572,7 @@ def captioning(folder: str, **changes) -> dict:
 
 
 def test_captions_by_a_local_model(comfy):
-    write_model = by_path("loom_test_captioners", PACK / "tests" / "test_captioners.py").write_model
+    write_model = host.by_path("loom_test_captioners", PACK / "tests" / "test_captioners.py").write_model
     write_model(comfy.base / "models" / "open_clip" / "tiny")
     assert "tiny" in json.dumps(comfy.get("/object_info/AutoCaption")["AutoCaption"]["input"]["required"]["model"])
     folder = stars_in(comfy, "captioned")
@@ -611,7 +603,7 @@ def test_captions_by_a_local_model(comfy):
 
 def test_captions_that_were_just_written_are_read_by_other_graphs(comfy):
     """LoadDataset's node is the same in both graphs; only the one that wrote the captions may take it from the cache."""
-    by_path("loom_test_captioners", PACK / "tests" / "test_captioners.py").write_model(comfy.base / "models" / "open_clip" / "tiny")
+    host.by_path("loom_test_captioners", PACK / "tests" / "test_captioners.py").write_model(comfy.base / "models" / "open_clip" / "tiny")
     folder = stars_in(comfy, "bare")
     (folder / "metadata.csv").unlink()
     graph = captioning("bare")
@@ -645,7 +637,7 @@ def test_example_workflows_hold_no_paths():
 def test_example_pictures_are_brought_once(tmp_path, monkeypatch):
     stub = types.SimpleNamespace(get_input_directory=lambda: str(tmp_path / "input"), models_dir="", get_folder_paths=lambda kind: [])
     monkeypatch.setitem(sys.modules, "folder_paths", stub)
-    folders = by_path("lora_loom.nodes.folders_under_test", PACK / "nodes" / "folders.py")
+    folders = host.by_path("lora_loom.nodes.folders_under_test", PACK / "nodes" / "folders.py")
     folders.bring_example()
     target = tmp_path / "input" / "lora_loom_stars"
     assert len(list(target.glob("*.png"))) == 20 and [p.name for p in target.parent.iterdir()] == ["lora_loom_stars"]

@@ -1,39 +1,18 @@
 """A smaller round on the oldest ComfyUI that the pack takes: COMFYUI_OLDEST_PATH, with its frontend packages in COMFYUI_OLDEST_SITE."""
 from __future__ import annotations
 
-import importlib.util
-import os
 from pathlib import Path
 
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 
-OLDEST = "0.3.64"
-
-
-def _same_tests():
-    spec = importlib.util.spec_from_file_location("loom_test_server", Path(__file__).with_name("test_server.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-same = _same_tests()
-
-
-def oldest() -> tuple[Path, Path | None]:
-    """(ComfyUI's folder, its site folder or None); skips where there is none."""
-    path = Path(os.environ.get("COMFYUI_OLDEST_PATH") or Path.home() / "comfy" / f"ComfyUI-{OLDEST}").expanduser()
-    site = Path(os.environ.get("COMFYUI_OLDEST_SITE") or path.parent / f"site-{OLDEST}").expanduser()
-    if not (path / "main.py").is_file():
-        pytest.skip(f"needs ComfyUI {OLDEST} (tag v{OLDEST}): set COMFYUI_OLDEST_PATH to it, and COMFYUI_OLDEST_SITE to a folder with its frontend packages")
-    return path, site if site.is_dir() else None
+same = host.by_path("loom_test_server", Path(__file__).with_name("test_server.py"))
 
 
 @pytest.fixture(scope="module")
 def comfy(tmp_path_factory: pytest.TempPathFactory):
-    path, site = oldest()
+    path, site = host.oldest()
     with host.Comfy(path, same.prepare(tmp_path_factory.mktemp("oldest") / "base"), site) as server:
         yield server
 

@@ -1,7 +1,6 @@
 """Every example workflow opens in the page without a missing node, and runs when only the names of its models are changed."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -9,19 +8,12 @@ from pathlib import Path
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 pytest.importorskip("skimage", reason="needs scikit-image, from the extra `test`")
 
 
-def by_path(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-workflows = by_path("loom_make_workflows", host.PACK / "tools" / "make_workflows.py")
-small = by_path("loom_small_models", Path(__file__).with_name("small_models.py"))
+workflows = host.workflows
+small = host.by_path("loom_small_models", Path(__file__).with_name("small_models.py"))
 # What the test may change: the names of models, and numbers that are nothing but time; LORA_LOOM_HEAVY=1 leaves sizes as they are.
 NAMES = {"ckpt_name": small.CHECKPOINT, "unet_name": small.UNET, "vae_name": small.VAE, "clip_name1": small.CLIP_L, "clip_name2": small.T5, "model": "small"}
 STEPS = {"TrainLoRA": 2, "PreviewSample": 1, "KSampler": 1}
@@ -33,22 +25,15 @@ def comfy(comfy_path, comfy_modules, tmp_path_factory: pytest.TempPathFactory):
     base = tmp_path_factory.mktemp("examples")
     workflows.settle(base)
     small.write(base)
-    by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(base / "models" / "open_clip" / "small")
+    host.by_path("loom_test_captioners", host.PACK / "tests" / "test_captioners.py").write_model(base / "models" / "open_clip" / "small")
     with host.Comfy(comfy_path, base) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser, page = workflows.open_page(playwright, comfy.url)
-        except sync_api.Error as error:
-            if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-                pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-            raise
+    with host.opened(comfy.url) as page:
         yield page
-        browser.close()
 
 
 @pytest.mark.browser
