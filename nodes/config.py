@@ -5,6 +5,7 @@ from ..trainer import presets
 from ..trainer.backbones.families import FAMILIES
 from ..trainer.config import (
     ALGORITHMS,
+    BASE_PRECISIONS,
     HUBER_SCHEDULES,
     LOSS_TYPES,
     OPTIMIZERS,
@@ -28,7 +29,8 @@ _WIDGETS = {
              "multires_noise_iterations", "input_perturbation", "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "timestep_shift", "shift",
              "unmasked_weight", "caption_dropout", "preservation"),
     "data": ("shuffle_tags", "keep_tokens", "tag_dropout", "caption_variants", "cache"),
-    "train": ("gradient_accumulation_steps", "precision", "gradient_checkpointing", "memory_budget", "plain_layers", "validation_steps", "validation_split"),
+    "train": ("gradient_accumulation_steps", "precision", "base_precision", "gradient_checkpointing", "memory_budget", "plain_layers",
+              "validation_steps", "validation_split"),
     "output": ("save_steps", "keep_checkpoints", "save_minutes", "save_dtype"),
 }
 FIELDS = {name: (part, name) for part, names in _WIDGETS.items() for name in names}
@@ -183,6 +185,9 @@ class LoRAConfig(io.ComfyNode):
                        min=0.0, max=1024.0, step=0.5, round=0.1, advanced=True),
                 option(io.Boolean, "plain_layers",
                        "Computes with torch's and PEFT's own layers: slower, with more memory. To compare, or where the faster ones fail.", advanced=True),
+                option(io.Combo, "base_precision",
+                       "nf4 holds the base model's blocks in 4 bits while it trains: a quarter of the memory, slower. Needs bitsandbytes.",
+                       options=list(BASE_PRECISIONS), advanced=True),
             ],
             outputs=[output(Config, "config")],
             hidden=[io.Hidden.unique_id],

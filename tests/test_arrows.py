@@ -96,7 +96,7 @@ ARROWS = {
     "trainer/names.py": ("trainer.errors",),
     "trainer/devices.py": ("trainer.errors",),
     "trainer/hooks.py": (),
-    "trainer/layers/": ("trainer.layers",),
+    "trainer/layers/": ("trainer.layers", "trainer.errors"),
     "trainer/loss.py": BOTTOM,
     "trainer/optim.py": (*BOTTOM, "trainer.adapters"),
     "trainer/adapters.py": (*BOTTOM, "trainer.adapter_kinds", "trainer.adapter_layers"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lora_loom.trainer import attempts, estimate, loop, optim, samples
+from lora_loom.trainer import attempts, devices, estimate, loop, optim, samples
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.families import FAMILIES
 from lora_loom.trainer.config import LoomConfig, SampleConfig
@@ -217,3 +218,25 @@ def test_the_time_is_that_of_the_first_steps(monkeypatch: pytest.MonkeyPatch) ->
         clock[0] += 2.0
     [(name, data)] = events
     assert name == "estimate" and data == {"step": 3, "seconds_per_step": 2.0, "seconds": 13.0 + 47 * 2.0}
+
+
+def test_torch_is_held_to_the_budget_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No card is needed for it: what torch.cuda would be told, and that it is put back after an error too."""
+    told, cuda = [], torch.device("cuda", 0)
+    for name, answer in {"empty_cache": lambda: told.append("emptied"), "mem_get_info": lambda device: (3 * 2**30, 8 * 2**30),
+                         "get_per_process_memory_fraction": lambda device: 1.0, "set_per_process_memory_fraction": lambda share, device: told.append(share)}.items():
+        monkeypatch.setattr(torch.cuda, name, answer, raising=False)
+    with pytest.raises(torch.OutOfMemoryError), devices.capped(cuda, 2 * 2**30):
+        assert told == ["emptied", 0.25]
+        raise torch.OutOfMemoryError
+    assert told == ["emptied", 0.25, 1.0]
+    with devices.capped(cuda, 0), devices.capped(torch.device("cpu"), 2**30):
+        assert len(told) == 3
+
+
+def test_what_others_hold_on_the_card_is_not_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * 2**30)
+    needs = estimate.Memory(base=2 * 2**30, lora=2**28, optimizer=0, step=0, free=None)
+    attempt = SimpleNamespace(config=CONFIG.replace(train={"memory_budget": 6.0}), model=SimpleNamespace(device=torch.device("cuda", 0)))
+    assert attempts.Attempts._cap(attempt, needs) == 6 * 2**30 + 5 * 2**30 - 2 * 2**30 - 2**28
+    assert attempts.Attempts._cap(attempt, None) == 0

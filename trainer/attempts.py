@@ -17,6 +17,7 @@ from .data.batches import batches
 from .data.cache import FOLDER, Cache
 from .data.dataset import Dataset
 from .data.encoding import encode
+from .devices import capped
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
@@ -59,7 +60,7 @@ class Attempts:
                 # a host brings its model in as it is, before there is anything of ours in its tree
                 with self.model.training(self.config.train.precision, self.config.adapter.train_text_encoder, fitting.checkpointing,
                                          largest=self._largest(fitting), offload=fitting.offload,
-                                         plain=self.config.train.plain_layers), \
+                                         plain=self.config.train.plain_layers, in_nf4=self.config.train.in_nf4), \
                         adapted(self.model, self.config.adapter, self.config.train.seed, self.first) as adapters:
                     fitting = self._attempt(adapters, fitting)
             except LoomError as error:
@@ -68,7 +69,8 @@ class Attempts:
                 raise
             except torch.OutOfMemoryError as error:
                 config, pixels = self.config, self.dataset.resolution
-                raise LoomError(f"the GPU ran out of memory at batch_size {config.train.batch_size}, "
+                within = f" within memory_budget {config.train.memory_budget:g} GB" if config.train.memory_budget else ""
+                raise LoomError(f"the GPU ran out of memory{within} at batch_size {config.train.batch_size}, "
                                 f"{'after ' + ', '.join(self.changes) if self.changes else 'as it is'}: lower the resolution ({pixels}) "
                                 f"or the rank ({config.adapter.rank}), or choose smaller targets.{self._kept()}",
                                 {"batch_size": 1, "gradient_checkpointing": True, "resolution": max(64, pixels * 3 // 4 // 64 * 64)}) from error
@@ -89,14 +91,15 @@ class Attempts:
         self._begin(adapters)
         objective = Objective(self.model, adapters, self.config.loss, together=fitting.together)
         needs = self._needs(objective, fitting)
-        cheaper = fitting.cheaper(self.config.train.batch_size, self.model.can_offload)
+        cheaper = fitting.cheaper(self.config.train.batch_size, self.model.can_offload and not self.config.train.in_nf4)  # which is off it already
         if needs is not None and not needs.fits and cheaper is not None:
             return self._instead("will not fit", cheaper, fitting, needs)
         self._check_budget(needs)
         disk = estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes)
         self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}), "disk": disk + self._cached})
         try:
-            self._loop(objective, fitting)
+            with capped(self.model.device, self._cap(needs)):
+                self._loop(objective, fitting)
         except torch.OutOfMemoryError:
             if cheaper is None:
                 self.saver.finish(state)
@@ -162,6 +165,13 @@ class Attempts:
         raise LoomError(f"memory_budget {budget:g} GB is below the {enough:g} GB that this run takes{after}: raise it, or lower the resolution "
                         f"({self.dataset.resolution}), the rank ({config.adapter.rank}) or the batch_size ({config.train.batch_size})",
                         {"memory_budget": enough})
+
+    def _cap(self, needs: estimate.Memory | None) -> int:
+        """Bytes that torch may reserve so that the run stays within its budget beside what others hold on the device; 0: no budget."""
+        budget, device = self.config.train.memory_budget, self.model.device
+        if not budget or needs is None or device.type != "cuda":
+            return 0
+        return round(budget * 2**30) + max(0, torch.cuda.memory_allocated(device) - needs.base - needs.lora)
 
     def _largest(self, fitting: Fitting) -> tuple[int, ...]:
         """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""

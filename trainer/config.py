@@ -25,6 +25,7 @@ HUBER_SCHEDULES = ("snr", "exponential", "constant")
 TIMESTEP_SAMPLINGS = ("auto", "uniform", "logit_normal", "mode")
 TIMESTEP_SHIFTS = ("auto", "none", "constant", "resolution")
 PRECISIONS = ("auto", "fp32", "bf16")
+BASE_PRECISIONS = ("as loaded", "nf4")
 SAVE_DTYPES = ("fp16", "bf16", "fp32")
 
 
@@ -207,6 +208,7 @@ class TrainConfig:
     batch_size: int = 1
     gradient_accumulation_steps: int = 1
     precision: str = "auto"
+    base_precision: str = "as loaded"  # of the frozen weights in the base model's blocks; nf4: layers/nf4.py
     gradient_checkpointing: bool = False
     memory_budget: float = 0.0  # GB that a run may take on the device, the base model included; 0: what is free
     plain_layers: bool = False  # torch's and PEFT's own layers, which are slower and keep more: to compare with
@@ -223,12 +225,17 @@ class TrainConfig:
         _limit("TrainLoRA", "batch_size", self.batch_size, 1, 256)
         _limit("LoRAConfig", "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 1024)
         _choice("LoRAConfig", "precision", self.precision, PRECISIONS)
+        _choice("LoRAConfig", "base_precision", self.base_precision, BASE_PRECISIONS)
         _limit("TrainLoRA", "seed", self.seed, 0, 2**64 - 1)
         _limit("LoRAConfig", "memory_budget", self.memory_budget, 0, 1024)
         _limit("LoRAConfig", "validation_steps", self.validation_steps, 0, 1_000_000)
         _limit("LoRAConfig", "validation_split", self.validation_split, 0, 0.5)
         if len(self.pictures) != 2 or not 0 <= self.pictures[0] <= self.pictures[1]:
             raise LoomError(f"pictures is {list(self.pictures)}: it takes how many pictures the settings are made for, from and to, such as [10, 20]")
+
+    @property
+    def in_nf4(self) -> bool:
+        return self.base_precision == "nf4"
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,23 @@ def free_memory(device: Any) -> int | None:
     return psutil.virtual_memory().available
 
 
+@contextmanager
+def capped(device: Any, limit: int) -> Iterator[None]:
+    """torch reserves no more than that many bytes of a CUDA device inside, and what it lacks then is OutOfMemoryError as ever; 0 caps nothing."""
+    import torch
+
+    if not limit or device.type != "cuda":
+        yield
+        return
+    before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
+    torch.cuda.empty_cache()  # what is reserved and unused would count
+    torch.cuda.set_per_process_memory_fraction(min(before, limit / torch.cuda.mem_get_info(device)[1]), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
 def best_device(device: str) -> str:
     """`auto` as what this machine has. Raises LoomError where CUDA is asked for and not there."""
     import torch

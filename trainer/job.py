@@ -26,6 +26,7 @@ from .devices import slow_in_bf16, threads
 from .errors import LoomError
 from .files import write_whole
 from .hooks import Hooks, Progress
+from .layers import nf4
 from .names import check_name
 from .objective import noise_levels
 from .runs import checkpoint, export, logs, lora_names, reading, record, store
@@ -87,6 +88,8 @@ def check(dataset: Dataset, config: LoomConfig) -> None:
         raise LoomError(f"captions are missing: none of the {len(dataset.pictures)} pictures has one and trigger_word is empty, so that no prompt could "
                         "call what is learned; set LoadDataset.trigger_word, put .txt files beside the pictures, or let AutoCaption write them")
     optim.find(config.optim.optimizer)
+    if config.train.in_nf4:
+        nf4.find()
     if config.optim.optimizer == "prodigy" and config.optim.learning_rate < 0.1:
         raise LoomError(f"learning_rate {config.optim.learning_rate:g} with prodigy: it finds the rate itself and multiplies it by this one; "
                         "set TrainLoRA.learning_rate to 1", {"learning_rate": 1.0})

@@ -33,13 +33,14 @@ class Asked:
     preservation: bool
     checkpointing: int
     plain: bool
+    in_nf4: bool
     size: tuple[int, int]  # of the latents, in cells
 
     @classmethod
     def of(cls, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> Asked:
         a = config.adapter
         return cls(a.algorithm, a.target_modules or (a.targets,), a.train_text_encoder, a.dropout > 0, config.loss.preservation > 0, checkpointing,
-                   config.train.plain_layers, cells)
+                   config.train.plain_layers, config.train.in_nf4, cells)
 
 
 class Light:
@@ -70,7 +71,7 @@ class Light:
     def memory(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int, rows: int) -> estimate.Memory:
         """As estimate.memory says it before the first step, for `rows` pictures of (height, width) latent cells at once."""
         _, values, _ = self.size(config)
-        base, free = self.model.memory()
+        base, free = self.model.memory(config.train.in_nf4)
         return estimate.Memory(base, 4 * values, 4 * values + optim.kept_bytes(config.optim, values), rows * self.step(config, cells, checkpointing), free)
 
     def step(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> int:
@@ -97,7 +98,8 @@ class Light:
     def _ask(self, config: LoomConfig, cells: tuple[int, int], checkpointing: int) -> int:
         """Bytes that one picture's step holds at most. No random number is drawn that others would miss."""
         model, adapter = self.model, replace(config.adapter, module_dropout=0.0)
-        with model.training(config.train.precision, adapter.train_text_encoder, checkpointing, plain=config.train.plain_layers):
+        with model.training(config.train.precision, adapter.train_text_encoder, checkpointing, plain=config.train.plain_layers,
+                                 in_nf4=config.train.in_nf4):
             with torch.device("meta"):
                 own = adapted(model, adapter, 0)
                 found = own.__enter__()

@@ -161,9 +161,12 @@ def test_captions_of_all_lengths_are_answered_as_if_they_were_alone(comfy: Simpl
 
 @pytest.mark.parametrize("options", [
     {}, {"algorithm": "dora", "targets": "all linear+conv"}, {"train_text_encoder": True}, {"algorithm": "dora", "dropout": 0.2, "module_dropout": 0.1},
-    *({"algorithm": a, "targets": "all linear+conv", "train_text_encoder": True} for a in ("loha", "lokr", "oft"))], ids=["lora", "dora conv", "text encoder", "dora dropout", "loha", "lokr", "oft"])
+    *({"algorithm": a, "targets": "all linear+conv", "train_text_encoder": True} for a in ("loha", "lokr", "oft")), {"base_precision": "nf4"}],
+    ids=["lora", "dora conv", "text encoder", "dora dropout", "loha", "lokr", "oft", "nf4"])
 def test_loss_curves_equal_diffusers(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, options: dict) -> None:
-    config = CONFIG.replace(adapter=options, train={"steps": 20}, loss={"caption_dropout": 0.2})
+    options = dict(options)
+    base = options.pop("base_precision", "as loaded")
+    config = CONFIG.replace(adapter=options, train={"steps": 20, "base_precision": base}, loss={"caption_dropout": 0.2})
     ours = run(comfy.Model(*toy), dataset, config, tmp_path / "comfy")
     theirs = run(diffusers_backbone.load("toy_base", "cpu", "fp32"), dataset, config, tmp_path / "diffusers")
     assert ours.losses == pytest.approx(theirs.losses, abs=1e-3) and len(ours.losses) == 20

@@ -15,6 +15,7 @@ from lora_loom.trainer.backbones.families import FAMILIES
 from lora_loom.trainer.config import TARGETS, AdapterConfig, LoomConfig
 from lora_loom.trainer.data.folder import read_dataset
 from lora_loom.trainer.errors import LoomError
+from lora_loom.trainer.hooks import Hooks
 from lora_loom.trainer.job import train
 from lora_loom.trainer.runs import lora_names
 from lora_loom.trainer.toy import stars
@@ -463,6 +464,21 @@ def test_checkpointing_changes_no_gradient(family, tmp_path: Path) -> None:
     results = [train(open_model(family), dataset, CONFIG.replace(adapter={"targets": "attention"}, train={"gradient_checkpointing": on, "batch_size": 1}), loras_folder=tmp_path / str(on),
                      runs_folder=tmp_path / "runs") for on in (False, True)]
     assert results[1].losses == pytest.approx(results[0].losses, rel=1e-5)
+
+
+def test_blocks_in_4_bits_train_nearly_as_they_are(family, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    if family[0] in ("flux", "qwen_image", "lumina2") and not os.environ.get("LORA_LOOM_HEAVY"):
+        pytest.skip("takes half a minute, and SD3 and Wan are tested: LORA_LOOM_HEAVY=1 runs it")
+    dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
+    said, results = [], []
+    for base in ("as loaded", "nf4"):
+        hooks = Hooks(event=lambda name, data: said.append(data["base"]) if name == "memory" else None)
+        results.append(train(open_model(family), dataset, CONFIG.replace(train={"batch_size": 1, "base_precision": base}), hooks=hooks,
+                             loras_folder=tmp_path / base, runs_folder=tmp_path / "runs"))
+    assert results[1].losses == pytest.approx(results[0].losses, rel=0.1) and results[1].losses != results[0].losses
+    assert results[1].lora.keys() == results[0].lora.keys()
+    assert 0 < said[1] - said[0] < 0.2 * said[0]  # on a CPU beside the weights themselves, which are in fp32
 
 
 def test_text_encoders_of_these_are_not_trained(family, tmp_path: Path) -> None:

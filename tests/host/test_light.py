@@ -19,7 +19,7 @@ from lora_loom.trainer.job import train
 CONFIG = LoomConfig().replace(adapter={"rank": 4, "alpha": 4.0}, optim={"learning_rate": 1e-3, "scheduler": "constant"}, loss={"caption_dropout": 0.0},
                               train={"steps": 1, "precision": "fp32", "seed": 5}, output={"name": "toy", "save_dtype": "fp16"})
 CHANGES = {
-    "plain": {}, "checkpointing": {"train": {"gradient_checkpointing": True}}, "batch": {"train": {"batch_size": 2}},
+    "plain": {}, "checkpointing": {"train": {"gradient_checkpointing": True}}, "nf4": {"train": {"base_precision": "nf4"}}, "batch": {"train": {"batch_size": 2}},
     "bf16": {"train": {"precision": "bf16"}}, "conv lokr": {"adapter": {"targets": "all linear+conv", "algorithm": "lokr"}},
     "ff rank 32": {"adapter": {"targets": "attention+ff", "rank": 32}}, "dora": {"adapter": {"algorithm": "dora"}}, "oft": {"adapter": {"algorithm": "oft"}},
     "preservation": {"loss": {"preservation": 1.0}}, "text encoder": {"adapter": {"train_text_encoder": True, "dropout": 0.1}},
@@ -63,11 +63,12 @@ def test_the_bytes_are_those_of_a_real_step(toy, lights: Callable, circles: Call
         raise Counted
 
     monkeypatch.setattr(loop, "train", first_step)
-    dataset = read_dataset(circles("a {} zxw circle", ("red", "green", "blue", "yellow"), 128), resolution=128, min_size=32, trigger_word="zxw")
+    side = 256 if config.train.in_nf4 else 128  # an unpacked weight of the toy's is as large as all that small pictures take
+    dataset = read_dataset(circles("a {} zxw circle", ("red", "green", "blue", "yellow"), side), resolution=side, min_size=32, trigger_word="zxw")
     with pytest.raises(Counted), torch.inference_mode():
         train(toy, dataset, config, loras_folder=tmp_path / "loras", runs_folder=tmp_path / "runs", hooks=Hooks(event=lambda name, data: said.update({name: data})))
     light = lights(config.train.precision)
-    found = light.memory(config, (16, 16), config.train.gradient_checkpointing, config.train.batch_size)
+    found = light.memory(config, (side // 8, side // 8), config.train.gradient_checkpointing, config.train.batch_size)
     assert found.step == pytest.approx(held[0], rel=0.03)
     assert found.step == pytest.approx(said["memory"]["step"], rel=0.1)
     assert (found.lora, found.optimizer) == (said["memory"]["lora"], said["memory"]["optimizer"])

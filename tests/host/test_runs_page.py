@@ -286,6 +286,7 @@ def test_comparison(comfy, page, runs):
     assert runs.locator(".compare").is_disabled()
     for name in ("toy_star", "toy_star_wide", "夜景 'n' & light"):
         card(runs, name).locator("input").check()
+    assert runs.locator(".compare").text_content() == "Compare (3)"
     runs.locator(".compare").click()
     dialog = page.locator("dialog.runs")
     dialog.locator(".plot canvas").wait_for()

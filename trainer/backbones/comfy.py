@@ -22,10 +22,11 @@ import torch.utils.checkpoint
 
 from ..devices import fast_in_bf16
 from ..errors import LoomError
+from ..layers import nf4
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from .families import FAMILIES, Family
 from .identity import digest, parts_in
-from .protocol import Batch, Conditioning, Weights, ask_in_groups, is_linear, join_contexts
+from .protocol import Batch, Conditioning, Fetch, Weights, ask_in_groups, is_linear, join_contexts
 
 try:
     from comfy.quant_ops import QuantizedTensor
@@ -202,6 +203,7 @@ class ComfyModel:
         self.can_offload = self.device.type != "cpu"
         self._dtype = torch.float32
         self._text_trained = False
+        self._packed: nf4.Packed | None = None
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -308,7 +310,8 @@ class ComfyModel:
         comfy.model_management.load_models_gpu([self.patcher, *([self.clip.patcher] if text_encoders else [])], memory_required=room)
 
     def memory(self) -> tuple[int, int | None]:
-        return int(self.patcher.loaded_size()), int(comfy.model_management.get_free_memory(self.device))
+        packed = self._packed.bytes if self._packed else 0
+        return int(self.patcher.loaded_size()) + packed, int(comfy.model_management.get_free_memory(self.device))
 
     def _room(self, largest: tuple[int, ...], checkpointing: int) -> float:
         """Bytes that a step takes beside the weights, roughly: SD1.5 at 256x256 on the CPU took 0.28 (attention) to 0.4 MiB a latent
@@ -321,10 +324,10 @@ class ComfyModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False) -> Iterator[None]:
         manage = comfy.model_management
         self._dtype = compute_dtype(precision, self.device, self.family.cpu_bf16)
-        self.load(text_encoders, 1e30 if offload else self._room(largest, checkpointing))
+        self.load(text_encoders, 1e30 if self.can_offload and (offload or in_nf4) else self._room(largest, checkpointing))
         with ExitStack() as stack:
             self._text_trained = text_encoders
             if text_encoders:  # it is asked for at every encoding
@@ -335,10 +338,17 @@ class ComfyModel:
                 manage.in_training = True
             for prefix, root in self.modules(text_encoders).items():
                 stack.enter_context(known_as_linear(root))
-                stack.enter_context(weights_on_demand(root, fetch, inplace_inputs=prefix != "lora_unet", plain=plain))
+                asked = self._pack(stack) if in_nf4 and prefix == "lora_unet" else fetch
+                stack.enter_context(weights_on_demand(root, asked, inplace_inputs=prefix != "lora_unet", plain=plain))
             for block in self._recomputed(checkpointing):
                 stack.enter_context(replaced_forward(block, checkpointed(block.forward)))
             yield
+
+    def _pack(self, stack: ExitStack) -> Fetch:
+        """How layers ask for their weights until the stack ends: those of the blocks lie packed on the device."""
+        self._packed = nf4.Packed(nf4.packable(self._recomputed(1)), fetch, self.device, self._dtype, _poll)
+        stack.callback(setattr, self, "_packed", None)
+        return self._packed.fetch
 
     def _recomputed(self, every: int) -> list[torch.nn.Module]:
         """Every so many-th block of each kind that is worth computing again; none for 0."""

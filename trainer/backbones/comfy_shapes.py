@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import LoomError
+from ..layers import nf4
 from ..layers.frozen import RMSNorm
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from . import comfy_toy
@@ -159,7 +160,7 @@ def open_shapes(path: Path | None, precision: str, weight_dtype: str = "default"
                 raise
             raise LoomError(f"nothing is known of {path.name if path else 'the toy base'} before it is loaded ({type(error).__name__}: {error})") from error
     held = header.bytes(prefix) if header.quantized else sum(p.numel() for p in network.diffusion_model.parameters()) * stored.itemsize
-    return kind(family, patcher, texts, compute, stored != compute or header.quantized, held)
+    return kind(family, patcher, texts, compute, stored != compute or header.quantized, held, device.type != "cpu")
 
 
 def _text_encoders(config, header: Header, family: Family) -> dict[str, torch.nn.Module]:
@@ -178,10 +179,12 @@ class Shapes(ComfyModel):
 
     attention = staticmethod(lambda *args, **kwargs: _attention(*args, **kwargs))
 
-    def __init__(self, family: Family, patcher, texts: dict[str, torch.nn.Module], dtype: torch.dtype, cast: bool, held: int) -> None:
+    def __init__(self, family: Family, patcher, texts: dict[str, torch.nn.Module], dtype: torch.dtype, cast: bool, held: int, apart: bool) -> None:
         self.family, self.patcher, self.name, self.device, self.can_offload = family, patcher, "", META, False
         self.clip = SimpleNamespace(cond_stage_model=SimpleNamespace(**{name: SimpleNamespace(transformer=t) for name, t in texts.items()}))
         self.texts, self._dtype, self._twice, self._held, self.repeated = texts, dtype, cast, held, Repeated()
+        self._packed: frozenset[torch.nn.Module] = frozenset()
+        self._apart = apart  # whether the device is not where ComfyUI keeps what it unloads
         self.prediction, self.alphas_cumprod = ("flow", None) if family.flow else ("epsilon", torch.ones(1000, device=META))
 
     def device_of(self, prefix: str) -> torch.device:
@@ -192,16 +195,22 @@ class Shapes(ComfyModel):
         """A weight that is held in another dtype than it computes in is there twice for as long as it is used."""
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
         if weight is not None:
-            weight = torch.empty_like(weight, dtype=like.dtype) if self._twice else weight.to(like.dtype)
+            weight = torch.empty_like(weight, dtype=like.dtype) if self._twice or layer in self._packed else weight.to(like.dtype)
         yield weight, None if bias is None else bias.to(like.dtype)
 
-    def memory(self) -> tuple[int, int | None]:
-        return self._held, None
+    def memory(self, in_nf4: bool = False) -> tuple[int, int | None]:
+        if not in_nf4:
+            return self._held, None
+        layers = nf4.packable(self._recomputed(1))
+        packed = sum(nf4.packed_bytes(m.weight.numel()) + (0 if m.bias is None else m.bias.numel() * self._dtype.itemsize) for m in layers)
+        return packed + (0 if self._apart else self._held), None
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (), offload: bool = False,
-                 plain: bool = False) -> Iterator[None]:
+                 plain: bool = False, in_nf4: bool = False) -> Iterator[None]:
+        self._packed = frozenset(nf4.packable(self._recomputed(1)) if in_nf4 else ())
         with ExitStack() as stack:
+            stack.callback(setattr, self, "_packed", frozenset())
             for prefix, root in self.modules(text_encoders).items():
                 stack.enter_context(weights_on_demand(root, self.fetch, inplace_inputs=prefix != "lora_unet", plain=plain))
             for block in self._recomputed(checkpointing):

@@ -10,11 +10,12 @@ from diffusers import EulerDiscreteScheduler
 
 from ..devices import best_device, fast_in_bf16, free_memory
 from ..errors import LoomError
+from ..layers import nf4
 from ..layers.on_demand import weights_on_demand
 from .diffusers_load import Parts, folder_tokenizers, load_parts
 from .families import FAMILIES
 from .identity import digest
-from .protocol import Batch, Conditioning, TextEncoder, Weights, ask_in_groups, join_contexts
+from .protocol import Batch, Conditioning, Fetch, TextEncoder, Weights, ask_in_groups, join_contexts
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -51,6 +52,7 @@ class DiffusersModel:
         self._schedule = parts.scheduler.config
         self.alphas_cumprod = parts.scheduler.alphas_cumprod.float()
         self._dtype = self.unet.dtype
+        self._packed: nf4.Packed | None = None
         self.unet.to(device)
 
     def modules(self, text_encoders: bool) -> dict[str, torch.nn.Module]:
@@ -135,7 +137,7 @@ class DiffusersModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False) -> Iterator[None]:
         self._dtype = _DTYPES[resolve(precision, str(self.device), self.family.cpu_bf16)]
         for part in self.modules(text_encoders).values():
             # adapters keep their fp32 masters: only the frozen weights follow the compute dtype
@@ -152,16 +154,27 @@ class DiffusersModel:
             self.unet.train()  # diffusers checkpoints in train mode alone; these networks have no dropout of their own
         try:
             with ExitStack() as stack:
-                for part in self.modules(text_encoders).values():
-                    stack.enter_context(weights_on_demand(part, self.fetch, plain=plain))
+                for prefix, part in self.modules(text_encoders).items():
+                    asked = self._pack(stack) if in_nf4 and prefix == "lora_unet" else self.fetch
+                    stack.enter_context(weights_on_demand(part, asked, plain=plain))
                 yield
         finally:
             if checkpointing:
                 self.unet.disable_gradient_checkpointing()
             self.unet.eval()
 
+    def _pack(self, stack: ExitStack) -> Fetch:
+        """How layers ask for their weights until the stack ends: those of the blocks lie packed on the device, as they are on the CPU alone."""
+        layers = nf4.packable(m for m in self.unet.modules() if type(m).__name__ in self.family.checkpointed)
+        self._packed = nf4.Packed(layers, self.fetch, self.device, self._dtype)
+        stack.callback(setattr, self, "_packed", None)
+        for layer in layers:
+            layer.to("cpu")
+        return self._packed.fetch
+
     def memory(self) -> tuple[int, int | None]:
-        return sum(p.numel() * p.element_size() for p in self.unet.parameters() if not p.requires_grad), free_memory(self.device)
+        held = sum(p.numel() * p.element_size() for p in self.unet.parameters() if not p.requires_grad and p.device.type == self.device.type)
+        return held + (self._packed.bytes if self._packed else 0), free_memory(self.device)
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         return ask_in_groups(self._ask, noisy, timesteps, batch.sizes, conditioning)
