@@ -78,14 +78,16 @@ export class RunsPanel {
     run(name) { return this.runs.find((run) => run.name === name); }
 
     async refresh() {
+        const asked = (this.asked = (this.asked ?? 0) + 1);
         try {
             const found = await allRuns();
-            if (this.gone) return;
+            if (this.gone || asked !== this.asked) return;  // a later question has been put: this answer may be older than its
             const before = new Map(this.runs.map((run) => [run.name, run]));
             this.runs = found.runs.map((run) => ({ ...run, ...told(before.get(run.name), run) }));
             this.trash = found.trash;
             this.failed = "";
         } catch (error) {
+            if (this.gone || asked !== this.asked) return;
             this.failed = error.message;
         }
         this.read = true;
