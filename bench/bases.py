@@ -6,7 +6,6 @@ import logging
 import math
 import sys
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,17 +22,19 @@ class Base:
     clip: object
     vae: object
     source: str  # what diffusers loads it from
+    theirs: torch.nn.Module | None = None
 
-    @cached_property
-    def in_diffusers(self) -> torch.nn.Module:
+    def in_diffusers(self, precision: str) -> torch.nn.Module:
         """The UNet a second time, as diffusers' own."""
         from lora_loom.trainer.backbones.diffusers_load import load_parts
 
-        with torch.inference_mode(False):
-            return load_parts(self.source, torch.float32).unet
+        if self.theirs is None:
+            with torch.inference_mode(False):
+                self.theirs = load_parts(self.source, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).unet
+        return self.theirs
 
 
-def start_comfyui(folder: Path) -> str:
+def start_comfyui(folder: Path, *options: str) -> str:
     """ComfyUI's modules in this process, on the CPU, with `folder` for whatever it writes. Returns its version."""
     sys.path.insert(0, str(ROOT / "tools"))
     import comfyui
@@ -42,7 +43,7 @@ def start_comfyui(folder: Path) -> str:
     if found is None:
         sys.exit(f"ComfyUI not found: {comfyui.HOW}")
     sys.path.insert(0, str(found))
-    sys.argv = [sys.argv[0], "--cpu", "--base-directory", str(folder)]
+    sys.argv = [sys.argv[0], "--cpu", "--base-directory", str(folder), *options]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -13,7 +13,7 @@ from bases import Base
 
 @dataclass(frozen=True)
 class Run:
-    """What both trainers are told. Everything else stays at the trainer's own default, but for fp32 and batch 1."""
+    """What both trainers are told. Everything else stays at the trainer's own default, but for the precision and batch 1."""
 
     folder: Path  # pictures with captions
     size: int
@@ -21,6 +21,7 @@ class Run:
     steps: int
     rate: float
     seed: int
+    precision: str = "fp32"
 
 
 Tick = Callable[[int], None]  # called with 0 when the pictures are encoded, then with the number of each finished step
@@ -43,7 +44,7 @@ def native(changed: dict, base: Base, run: Run, tick: Tick) -> dict[str, torch.T
 
     given = dict(
         model=base.model, batch_size=1, grad_accumulation_steps=1, steps=run.steps, learning_rate=run.rate, rank=run.rank, optimizer="AdamW",
-        loss_function="MSE", seed=run.seed, training_dtype="fp32", lora_dtype="fp32", quantized_backward=False, algorithm="LoRA",
+        loss_function="MSE", seed=run.seed, training_dtype=run.precision, lora_dtype=run.precision, quantized_backward=False, algorithm="LoRA",
         gradient_checkpointing=True, checkpoint_depth=1, offloading=False, existing_lora="[None]", bucket_mode=False, bypass_mode=False) | changed
     tick(0)
     torch.manual_seed(run.seed)  # the node draws its adapters and timesteps from the global generator, which it does not seed
@@ -59,26 +60,30 @@ def native(changed: dict, base: Base, run: Run, tick: Tick) -> dict[str, torch.T
 def example(base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
     """The step of diffusers' examples/text_to_image/train_text_to_image_lora.py (loss in epsilon, no weighting), on the same latents and captions."""
     from diffusers import DDPMScheduler
+    from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
     latents, positive = encoded(base, run.folder, run.size)
     latents = [base.model.model.process_latent_in(z).clone() for z in latents]
-    unet, schedule = base.in_diffusers, DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    unet, schedule = base.in_diffusers(run.precision), DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
     unet.requires_grad_(False)
     with torch.inference_mode(False), torch.enable_grad():
         latents, context = [z.clone()[None] for z in latents], [c[0][0].clone() for c in positive]
         torch.manual_seed(run.seed)
         unet.add_adapter(LoraConfig(r=run.rank, lora_alpha=run.rank, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
         try:
+            cast_training_params(unet, torch.float32)
             trained = [p for p in unet.parameters() if p.requires_grad]
+            half = torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16")
             optimizer = torch.optim.AdamW(trained, lr=run.rate)
             unet.train()
             tick(0)
             for step in range(run.steps):
                 clean = latents[step % len(latents)]
                 noise, times = torch.randn_like(clean), torch.randint(0, 1000, (1,))
-                predicted = unet(schedule.add_noise(clean, noise, times), times, context[step % len(context)], return_dict=False)[0]
+                with half:
+                    predicted = unet(schedule.add_noise(clean, noise, times), times, context[step % len(context)], return_dict=False)[0]
                 loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -91,7 +96,7 @@ def example(base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
 
 
 def ours(targets: str, changed: dict, base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
-    """What the node TrainLoRA runs, with LoRAConfig's defaults but for rank, targets and fp32."""
+    """What the node TrainLoRA runs, with LoRAConfig's defaults but for rank, targets and precision."""
     from lora_loom.trainer import job
     from lora_loom.trainer.backbones.comfy import open_model
     from lora_loom.trainer.config import LoomConfig
@@ -99,7 +104,7 @@ def ours(targets: str, changed: dict, base: Base, run: Run, tick: Tick) -> dict[
 
     config = LoomConfig().replace(
         adapter={"rank": run.rank, "alpha": float(run.rank), "targets": targets}, optim={"learning_rate": run.rate},
-        train={"steps": run.steps, "batch_size": 1, "precision": "fp32", "seed": run.seed, **changed}, output={"name": "bench", "save_dtype": "fp32"})
+        train={"steps": run.steps, "batch_size": 1, "precision": run.precision, "seed": run.seed, **changed}, output={"name": "bench", "save_dtype": "fp32"})
 
     def progress(now: job.Progress) -> None:
         if now.phase == "train":

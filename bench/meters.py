@@ -44,7 +44,7 @@ class Weights:
     def __init__(self, base: Base) -> None:
         self.root = base.model.model.diffusion_model
         self.before = self._state()
-        theirs = base.in_diffusers.parameters() if "in_diffusers" in base.__dict__ else ()
+        theirs = () if base.theirs is None else base.theirs.parameters()
         self.own = {p.untyped_storage().data_ptr() for p in (*self.root.parameters(), *theirs)}
         self.heads: dict[tuple, list[torch.Tensor]] = {}
         for p in (p for p in self.root.parameters() if p.numel() >= SMALL):

@@ -35,7 +35,7 @@ def measure(base: Base, run: Run, rounds: int, chosen: list[str], say: Callable[
     """`rounds` times every case, the order turned by one each round, so that no case always follows the same one."""
     tidy()
     if "diffusers" in chosen:
-        _ = base.in_diffusers  # its own loading is nobody's time
+        base.in_diffusers(run.precision)  # its own loading is nobody's time
     weights = Weights(base)
     meters = {case: Meter(weights) for case in chosen}
     for case, meter in meters.items():
@@ -153,6 +153,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is timed, in turns")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round; one more runs before them")
     parser.add_argument("--size", type=int, default=256, help="pixels, of square pictures")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="what the timing computes in")
+    parser.add_argument("--held-in", choices=["fp32", "bf16"], default="fp32", help="what ComfyUI keeps the base's weights in")
     parser.add_argument("--only", nargs="+", choices=[*CASES, "timing", "error"], default=[], help="leave out the other cases, or the other part")
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-4, 5e-4, 1e-3], help="learning rates tried for the error")
     parser.add_argument("--seeds", type=int, default=3, help="runs a learning rate; the table has their median")
@@ -174,10 +176,12 @@ def timing(given: argparse.Namespace, cases: list[str], folder: Path, say: Calla
     pictures = draw(folder / "pictures", [(s, shapes.draw(s, rng).resize((size, size))) for s in stars.scenes(PICTURES)])
     toy = load_toy()
     for case in cases:  # imports and first allocations belong to nobody's time
-        CASES[case][1](toy, Run(pictures, shapes.SIZE, 8, 2, 5e-4, 0), lambda done: None)
+        CASES[case][1](toy, Run(pictures, shapes.SIZE, 8, 2, 5e-4, 0, given.precision), lambda done: None)
     base = toy if given.small else load_sd15(folder)
-    meters = measure(base, Run(pictures, size, 8, given.steps + 1, 5e-4, 0), given.rounds, cases, say)
-    return [f"**{base.name}**, {size}x{size}, batch 1, fp32, rank 8, rounds: {given.rounds}, timed steps a round: {given.steps}", timing_table(meters)]
+    meters = measure(base, Run(pictures, size, 8, given.steps + 1, 5e-4, 0, given.precision), given.rounds, cases, say)
+    held = "" if given.held_in == given.precision else f", base held in {given.held_in}"
+    said = f"batch 1, {given.precision}{held}, rank 8, rounds: {given.rounds}, timed steps a round: {given.steps}"
+    return [f"**{base.name}**, {size}x{size}, {said}", timing_table(meters)]
 
 
 def learning(given: argparse.Namespace, cases: list[str], folder: Path, say: Callable[[str], None]) -> list[str]:
@@ -194,7 +198,7 @@ def main() -> None:
     say = partial(print, file=sys.stderr, flush=True)
     warnings.filterwarnings("ignore", "In CPU autocast")  # TrainLoraNode asks for fp32 autocast at every step
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, torch.inference_mode():  # as ComfyUI executes nodes
-        comfyui = start_comfyui(Path(temporary))
+        comfyui = start_comfyui(Path(temporary), *(["--bf16-unet"] if given.held_in == "bf16" else []))
         report = heading("python bench/native.py", f"ComfyUI {comfyui}")
         if "timing" in parts:
             report += timing(given, cases, Path(temporary), say)

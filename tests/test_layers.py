@@ -12,7 +12,7 @@ from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.backbones.protocol import Batch, Conditioning
 from lora_loom.trainer.config import AdapterConfig, LossConfig
-from lora_loom.trainer.layers import conv, pointwise, recipes
+from lora_loom.trainer.layers import conv, pointwise, product, recipes
 from lora_loom.trainer.layers.low_rank import fusible, low_rank
 from lora_loom.trainer.layers.on_demand import CHEAP, weights_on_demand
 from lora_loom.trainer.layers.recipes import Recipe, note, recipe
@@ -52,6 +52,7 @@ CONVOLUTIONS = {  # (in, out, kernel), settings, (B, H, W); weights above LEAST_
     "stride": ((160, 192, 3), {"padding": 1, "stride": 2}, (2, 9, 8)),
     "uneven stride and padding": ((160, 192, (3, 5)), {"padding": (0, 2), "stride": (1, 2), "bias": False}, (2, 6, 9)),
     "no padding": ((160, 192, 3), {}, (1, 4, 4)),
+    "1x1": ((640, 640, 1), {}, (2, 3, 4)),
 }
 
 
@@ -74,6 +75,68 @@ def test_a_convolution_as_a_product(name: str) -> None:
     torch.testing.assert_close(x.grad, theirs.grad, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32], ids=["held in bf16", "held in fp32"])
+def test_a_convolution_as_a_product_in_bf16(name: str, held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "LEAST_IN_BF16", 0)
+    torch.manual_seed(1)
+    (inside, outside, kernel), settings, (b, h, w) = CONVOLUTIONS[name]
+    layer = torch.nn.Conv2d(inside, outside, kernel, **settings).to(held).requires_grad_(False)
+    x = torch.randn(b, inside, h, w).bfloat16().requires_grad_()
+    theirs = x.detach().double().requires_grad_()
+    expected = copy.deepcopy(layer).double()(theirs)
+    grad = torch.randn_like(expected).bfloat16()
+    with product.in_bf16(True), weights_on_demand(layer, as_it_lies):
+        assert conv.as_product(layer, x.shape, x)
+        got = layer(x)
+        got.backward(grad)
+    expected.backward(grad.double())
+    assert got.dtype == x.grad.dtype == torch.bfloat16 and got.is_contiguous()
+    for mine, reference in ((got, expected), (x.grad, theirs.grad)):
+        assert (mine.double() - reference).norm() <= 1e-2 * reference.norm()
+
+
+@contextmanager
+def as_it_lies(layer: torch.nn.Module, like: torch.Tensor):
+    """As ComfyUI's backbone hands weights out on a CPU in bf16: those that it can multiply with as they are."""
+    yield tuple(None if p is None else p.detach() if p.dtype == like.dtype or product.can_take(p, like) else p.detach().to(like)
+                for p in (layer.weight, getattr(layer, "bias", None)))
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(4, True), (400, False)], ids=["few rows: the weight as it lies", "many: the weight is narrowed"])
+def test_a_weight_that_is_held_in_fp32_computes_in_bf16(rows: int, taken: bool) -> None:
+    """The same as one that is held in bf16, to bf16's rounding, forward and backward, with and without a branch; nothing wide is given or kept."""
+    torch.manual_seed(2)
+    layer, seen = torch.nn.Linear(160, 120).requires_grad_(False), []
+    down, up = torch.randn(4, 160, requires_grad=True), torch.randn(120, 4, requires_grad=True)
+    x, grad = torch.randn(rows, 160).bfloat16(), torch.randn(rows, 120).bfloat16()
+    found = {}
+    for held in (torch.float32, torch.float64):
+        own = copy.deepcopy(layer).to(held)
+        a, b, given = (t.detach().to(held if held == torch.float64 else t.dtype).requires_grad_() for t in (down, up, x))
+        with product.in_bf16(True), weights_on_demand(own, as_it_lies):
+            out = low_rank(given, own, a, b, 0.5) + own(given)
+            out.backward(grad.to(out.dtype))
+        found[held] = out, given.grad, a.grad, b.grad
+        seen.append(out.dtype)
+    assert seen == [torch.bfloat16, torch.float64]
+    for mine, reference in zip(*found.values()):
+        assert (mine.double() - reference).norm() <= 1e-2 * reference.norm()
+    with product.in_bf16(True):
+        assert product.can_take(layer.weight, x) and (product._narrowed(layer.weight, x) is layer.weight) is taken
+    assert not product.can_take(layer.weight, x)
+
+
+def test_how_torch_multiplies_is_put_back() -> None:
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyboardInterrupt), product.in_bf16(True):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyboardInterrupt
+    with product.in_bf16(False):
+        assert torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == before
+
+
 def test_which_convolutions_are_products() -> None:
     x = torch.randn(1, 160, 16, 16)
     wide, one, grouped = torch.nn.Conv2d(160, 192, 3, padding=1), torch.nn.Conv2d(640, 640, 1), torch.nn.Conv2d(160, 320, 3, groups=1, dilation=2)
@@ -83,8 +146,10 @@ def test_which_convolutions_are_products() -> None:
             stack.enter_context(weights_on_demand(layer, fetch))
         assert conv.as_product(wide, x.shape, x)
         assert not conv.as_product(wide, (1, 160, 17, 16), x) and not conv.as_product(wide, (2, 160, 16, 16), x)  # more than 256 cells
-        assert not conv.as_product(wide, x.shape, x.bfloat16()) and not conv.as_product(wide, x.shape, x.to("meta"))
-        assert not conv.as_product(one, (1, 640, 8, 8), x) and not conv.as_product(grouped, x.shape, x)
+        assert not conv.as_product(wide, x.shape, x.half()) and not conv.as_product(wide, x.shape, x.to("meta"))
+        assert not conv.as_product(wide, (1, 160, 4, 4), x.bfloat16()) and conv.as_product(wide, (1, 160, 2, 2), x.bfloat16())  # 69,120 values a cell
+        assert conv.as_product(one, (1, 640, 8, 8), x) and conv.as_product(one, (1, 640, 16, 16), x.bfloat16())  # no windows to gather
+        assert not conv.as_product(grouped, x.shape, x)
     with weights_on_demand(wide, fetch, plain=True):
         assert not conv.as_product(wide, x.shape, x)
 

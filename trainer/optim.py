@@ -23,30 +23,30 @@ class _Row:
     module: str  # where the class is
     name: str
     package: str  # what pip calls it; "" for torch's own
-    options: Callable[[OptimConfig, bool], dict[str, Any]]  # for (configuration, whether everything is on CUDA)
+    options: Callable[[OptimConfig, bool], dict[str, Any]]  # for (configuration, whether torch has a fused step for all devices)
     kept: float = 8.0  # bytes a trained value, beside the value and its gradient
 
 
-def _common(c: OptimConfig, cuda: bool) -> dict[str, Any]:
+def _common(c: OptimConfig, fused: bool) -> dict[str, Any]:
     return {"betas": (c.beta1, c.beta2), "weight_decay": c.weight_decay}
 
 
 OPTIMIZERS = {
     # Loshchilov & Hutter 2019, arXiv:1711.05101
-    "adamw": _Row("torch.optim", "AdamW", "", lambda c, cuda: {**_common(c, cuda), "fused": cuda}),
+    "adamw": _Row("torch.optim", "AdamW", "", lambda c, fused: {**_common(c, fused), "fused": fused}),
     # Dettmers et al. 2022, arXiv:2110.02861
     "adamw8bit": _Row("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _common, kept=2.1),
     "paged_adamw8bit": _Row("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes", _common, kept=2.1),
     # Shazeer & Stern 2018, arXiv:1804.04235, at the rate that is given: torch scales its own by the weights, and B starts at 0
     "adafactor": _Row("transformers.optimization", "Adafactor", "transformers",
-                      lambda c, cuda: {"weight_decay": c.weight_decay, "scale_parameter": False, "relative_step": False}, kept=0.4),
+                      lambda c, fused: {"weight_decay": c.weight_decay, "scale_parameter": False, "relative_step": False}, kept=0.4),
     # Chen et al. 2023, arXiv:2302.06675; its own second beta is 0.99
-    "lion": _Row("lion_pytorch", "Lion", "lion-pytorch", lambda c, cuda: {"betas": (c.beta1, min(c.beta2, 0.99)), "weight_decay": c.weight_decay}, kept=4.0),
+    "lion": _Row("lion_pytorch", "Lion", "lion-pytorch", lambda c, fused: {"betas": (c.beta1, min(c.beta2, 0.99)), "weight_decay": c.weight_decay}, kept=4.0),
     # Mishchenko & Defazio 2023, arXiv:2306.06101, with its authors' advice for diffusion models
     "prodigy": _Row("prodigyopt", "Prodigy", "prodigyopt",
-                    lambda c, cuda: {**_common(c, cuda), "use_bias_correction": True, "safeguard_warmup": True}, kept=14.0),
+                    lambda c, fused: {**_common(c, fused), "use_bias_correction": True, "safeguard_warmup": True}, kept=14.0),
     # Defazio et al. 2024, arXiv:2405.15682; it warms up by itself
-    "schedule_free_adamw": _Row("schedulefree", "AdamWScheduleFree", "schedulefree", lambda c, cuda: {**_common(c, cuda), "warmup_steps": c.warmup_steps}),
+    "schedule_free_adamw": _Row("schedulefree", "AdamWScheduleFree", "schedulefree", lambda c, fused: {**_common(c, fused), "warmup_steps": c.warmup_steps}),
 }
 
 
@@ -81,12 +81,12 @@ def build(adapters: list[Adapter], config: OptimConfig, total_steps: int) -> tup
     groups = [{"params": parameters, "lr": rate, **({} if rate else still)} for rate, parameters in rates.items() if parameters]
     row, kind = OPTIMIZERS[config.optimizer], find(config.optimizer)
     devices = {p.device for group in groups for p in group["params"]}
-    cuda = all(device.type == "cuda" for device in devices)
+    fused = {device.type for device in devices} <= ({"cuda", "cpu"} if torch.__version__ >= (2, 4) else {"cuda"})
     if row.package == "bitsandbytes":
         for device in devices:
             _try(config.optimizer, kind, device)
     # diffusers' polynomial schedule reads the optimizer's own rate, not the groups'
-    optimizer = kind(groups, lr=config.learning_rate, **row.options(config, cuda))
+    optimizer = kind(groups, lr=config.learning_rate, **row.options(config, fused))
     name, warmup = ("constant", 0) if config.optimizer == "schedule_free_adamw" else (config.scheduler, config.warmup_steps)
     return optimizer, get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps, num_cycles=config.cycles)
 

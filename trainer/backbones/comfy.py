@@ -22,7 +22,7 @@ import torch.utils.checkpoint
 
 from ..devices import fast_in_bf16
 from ..errors import LoomError
-from ..layers import nf4
+from ..layers import nf4, product
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from .families import FAMILIES, Family
 from .identity import digest, parts_in
@@ -34,17 +34,19 @@ except ImportError:  # older than it
     QuantizedTensor = ()
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # newer than 0.3.64
+_PRODUCTS = torch.nn.Linear, torch.nn.Conv2d
 _TEXT_ENCODERS = {"toy": ("clip_l",), "sd15": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 
 
 def fetch(layer: torch.nn.Module, like: torch.Tensor) -> AbstractContextManager[Weights]:
     """(weight, bias) as ComfyUI would use them now: paged in, dequantized, with stacked LoRAs, in `like`'s dtype."""
-    weight = getattr(layer, "weight", None)
-    if weight is None or getattr(layer, "comfy_cast_weights", True) or layer.weight_function or layer.bias_function \
-            or isinstance(weight, QuantizedTensor) or weight.dtype != like.dtype or weight.device != like.device \
-            or getattr(layer, "pre_quant_scale", None) is not None:
+    held = layer._parameters  # asked hundreds of times a step: a module's attributes take ten times as long
+    weight = held.get("weight")
+    if weight is None or getattr(layer, "comfy_cast_weights", True) or layer.weight_function or layer.bias_function or isinstance(weight, QuantizedTensor) \
+            or weight.dtype != like.dtype and not (isinstance(layer, _PRODUCTS) and product.can_take(weight, like)) or weight.device != like.device \
+            or held.get("pre_quant_scale") is not None:
         return _cast(layer, like)
-    return nullcontext((weight, getattr(layer, "bias", None)))  # ComfyUI's layer would take them as they lie
+    return nullcontext((weight, held.get("bias")))  # ComfyUI's layer would take them as they lie
 
 
 @contextmanager
@@ -329,6 +331,7 @@ class ComfyModel:
         self._dtype = compute_dtype(precision, self.device, self.family.cpu_bf16)
         self.load(text_encoders, 1e30 if self.can_offload and (offload or in_nf4) else self._room(largest, checkpointing))
         with ExitStack() as stack:
+            stack.enter_context(product.in_bf16(self.device.type == "cpu" and self._dtype == torch.bfloat16))
             self._text_trained = text_encoders
             if text_encoders:  # it is asked for at every encoding
                 stack.callback(self.clip.__dict__.pop, "load_model", None)

@@ -1,7 +1,8 @@
 """Frozen layers that keep nothing: their weight is asked for in forward and again in backward.
 
 Works wherever the weight lives (resident, offloaded, paged, quantized) as long as `fetch(layer, like)` can yield it in
-`like`'s dtype on `like`'s device. Only inputs of norms are kept; no cast copy of a weight ever enters the graph.
+`like`'s dtype (linear layers and convolutions: or in a wider one, see product.py) on `like`'s device. Only inputs of norms are kept; no cast
+copy of a weight ever enters the graph.
 """
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 import torch.nn.functional as F
 
-from . import conv
+from . import conv, product
 
 Weights = tuple[torch.Tensor | None, torch.Tensor | None]  # a layer's weight and bias
 Fetch = Callable[[torch.nn.Module, torch.Tensor], AbstractContextManager[Weights]]
@@ -31,12 +32,12 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, layer, fetch):
         ctx.layer, ctx.fetch = layer, fetch
         with fetch(layer, x) as (weight, bias):
-            return own(F.linear(x, weight, bias))
+            return own(product.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx, grad):
         with ctx.fetch(ctx.layer, grad) as (weight, _):
-            return grad @ weight, None, None
+            return product.back(grad, weight), None, None
 
 
 class _Conv2d(torch.autograd.Function):

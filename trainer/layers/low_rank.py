@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from . import conv
+from . import conv, product
 from .frozen import own
 from .recipes import recipe
 
@@ -20,7 +20,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(down, up, *source.tensors)
         a, b = down.to(x.dtype), up.to(x.dtype)
         with fetch(layer, x) as (weight, bias):
-            y = F.linear(x, weight, bias)
+            y = product.linear(x, weight, bias)
         rows = y.reshape(-1, y.shape[-1])
         rows.addmm_(x.reshape(-1, x.shape[-1]) @ a.t(), b.t(), alpha=scale)
         return own(rows.view(y.shape))
@@ -39,7 +39,7 @@ class _Linear(torch.autograd.Function):
             to_up = ((x @ a.t()).mul_(ctx.scale).t() @ rows).t().to(up.dtype)
         if need[0]:
             with ctx.fetch(ctx.layer, grad) as (weight, _):
-                to_x = (rows @ weight).addmm_(inner, a).view(ctx.inputs)
+                to_x = product.back(rows, weight).addmm_(inner, a).view(ctx.inputs)
         return to_x, to_down, to_up, None, None, None, None
 
 

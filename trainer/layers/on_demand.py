@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 import torch.nn.functional as F
 
-from . import pointwise, recipes
+from . import pointwise, product, recipes
 from .frozen import Fetch, function_for
 from .low_rank import fusible
 from .recipes import Recipe, note, recipe
@@ -56,7 +56,7 @@ def _geglu(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
     def halves(made: torch.Tensor) -> torch.Tensor:
         with fetch(proj, made) as (weight, bias):
-            return F.linear(made, weight, bias)
+            return product.linear(made, weight, bias)
 
     return pointwise.geglu(proj(x), recipes.then(source, halves))
 @contextmanager
