@@ -104,7 +104,8 @@ def ours(targets: str, changed: dict, base: Base, run: Run, tick: Tick) -> dict[
 
     config = LoomConfig().replace(
         adapter={"rank": run.rank, "alpha": float(run.rank), "targets": targets}, optim={"learning_rate": run.rate},
-        train={"steps": run.steps, "batch_size": 1, "precision": run.precision, "seed": run.seed, **changed}, output={"name": "bench", "save_dtype": "fp32"})
+        train={"steps": run.steps, "batch_size": 1, "precision": run.precision, "seed": run.seed, **changed.get("train", {})},
+        loss=changed.get("loss", {}), output={"name": "bench", "save_dtype": "fp32"})
 
     def progress(now: job.Progress) -> None:
         if now.phase == "train":
@@ -112,7 +113,7 @@ def ours(targets: str, changed: dict, base: Base, run: Run, tick: Tick) -> dict[
         elif now.step == now.total:
             tick(0)
 
-    dataset = read_dataset(run.folder, resolution=run.size, min_size=0)
+    dataset = read_dataset(run.folder, resolution=run.size, min_size=0, trigger_word=changed.get("trigger_word", ""))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         return job.train(open_model(base.model, base.clip, base.vae), dataset, config, loras_folder=out / "loras", runs_folder=out / "runs",
@@ -125,8 +126,8 @@ CASES: dict[str, tuple[str, Trainer]] = {
     "bypass": ("TrainLoraNode, bypass_mode", partial(native, {"bypass_mode": True})),
     "diffusers": ("diffusers + PEFT, attention", example),
     "attention": ("LoRA Loom, attention", partial(ours, "attention", {})),
-    "plain": ("LoRA Loom, attention, plain_layers", partial(ours, "attention", {"plain_layers": True})),
-    "checkpointing": ("LoRA Loom, attention, gradient_checkpointing", partial(ours, "attention", {"gradient_checkpointing": True})),
+    "plain": ("LoRA Loom, attention, plain_layers", partial(ours, "attention", {"train": {"plain_layers": True}})),
+    "checkpointing": ("LoRA Loom, attention, gradient_checkpointing", partial(ours, "attention", {"train": {"gradient_checkpointing": True}})),
     "everything": ("LoRA Loom, all linear+conv", partial(ours, "all linear+conv", {})),
 }
 
