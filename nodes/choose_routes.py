@@ -11,9 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-import comfy.model_management
 from aiohttp import web
-from comfy_execution.utils import get_executing_context
 
 from ..trainer.runs import grid
 from . import events
@@ -29,8 +27,7 @@ class Drawing:
     """A ChooseCheckpoint at work. Tells pages of each cell, and how it ended."""
 
     def __init__(self, node_id: Any, workflow: str, drawn: grid.Grid) -> None:
-        context = get_executing_context()
-        self._who = {"node": str(node_id), "prompt_id": context.prompt_id if context else "", "workflow": workflow, "run": drawn.run.name, "grid": drawn.id}
+        self._who = {**events.belongs_to(node_id, workflow), "run": drawn.run.name, "grid": drawn.id}
         self._grid, self._facts = drawn, {"status": "drawing", "total": len(drawn.rows) * len(drawn.columns)}
 
     def __enter__(self) -> Drawing:
@@ -40,7 +37,7 @@ class Drawing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         if error is None:
             return
-        stopped = not isinstance(error, Exception) or isinstance(error, comfy.model_management.InterruptProcessingException)
+        stopped = events.is_stop(error)
         self._tell(status="interrupted" if stopped else "failed", error="" if stopped else str(error) or type(error).__name__)
 
     def cell(self, row: int, column: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+from comfy_execution.utils import get_executing_context
 
 from ..trainer.errors import LoomError
 
@@ -78,6 +79,17 @@ def workflow_id(extra: dict | None) -> str:
     workflow = (extra or {}).get("workflow")
     found = workflow.get("id") if isinstance(workflow, dict) else None
     return found if isinstance(found, str) else ""
+
+
+def belongs_to(node_id: Any, workflow: str) -> dict[str, str]:
+    """What every event carries, so that a page knows its own: node, prompt_id and workflow."""
+    context = get_executing_context()
+    return {"node": str(node_id), "prompt_id": context.prompt_id if context else "", "workflow": workflow}
+
+
+def is_stop(error: BaseException) -> bool:
+    """Whether somebody has stopped it, as against something that went wrong."""
+    return not isinstance(error, Exception) or isinstance(error, comfy.model_management.InterruptProcessingException)
 
 
 def send(event: str, data: dict[str, Any]) -> None:

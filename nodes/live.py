@@ -16,7 +16,6 @@ import comfy.model_management
 import comfy.utils
 import psutil
 import torch
-from comfy_execution.utils import get_executing_context
 
 from ..trainer.errors import LoomError
 from ..trainer.hooks import Hooks, Progress
@@ -33,8 +32,7 @@ class Training:
 
     def __init__(self, node_id: Any, name: str, workflow: str = "") -> None:
         """name: the LoRA's, as the node has it; workflow: the id of the queued one, "" where a program sent it without."""
-        context = get_executing_context()
-        self._who = {"node": str(node_id), "prompt_id": context.prompt_id if context else "", "workflow": workflow, "name": name}
+        self._who = {**events.belongs_to(node_id, workflow), "name": name}
         self._node_id, self._asked, self._lock = node_id, set(), threading.Lock()
         self._bar: Any = None
         self._last, self._points = 0.0, []
@@ -50,8 +48,7 @@ class Training:
         gc.unfreeze()
         facts: dict[str, Any] = {}
         if error is not None:
-            stopped = not isinstance(error, Exception) or isinstance(error, comfy.model_management.InterruptProcessingException)
-            facts = {"status": "interrupted"} if stopped else {
+            facts = {"status": "interrupted"} if events.is_stop(error) else {
                 "status": "failed", "error": str(error) or type(error).__name__, "fix": error.fix if isinstance(error, LoomError) else {}}
         elif self.state["status"] not in ("finished", "stopped"):
             facts = {"status": "finished"}

@@ -134,7 +134,7 @@ export class Panel {
         }
         const way = s.status === "failed" && Object.keys(s.fix ?? {}).length > 0;
         this.fix.hidden = !way;
-        this.fix.textContent = this.fix.title = way ? `${w.apply} ${fixText(s.fix)}` : "";
+        this.fix.textContent = this.fix.title = way ? fixText(this.node, s.fix) : "";
         this.resume.hidden = !(this.over && s.resumable);
         for (const button of Object.values(this.buttons)) button.hidden = way || !this.resume.hidden;
         this.tell(w, s);
