@@ -110,7 +110,7 @@ ARROWS = {
     "trainer/job.py": (*BOTTOM, *MIDDLE, "trainer.attempts", "trainer.objective", "trainer.state", "trainer.validation"),
     "trainer/attempts.py": (*BOTTOM, *MIDDLE, "trainer.loop", "trainer.objective", "trainer.state", "trainer.validation", "trainer.fitting",
                             "trainer.samples", "trainer.estimate"),
-    "trainer/estimate.py": (*BOTTOM, "trainer.data", "trainer.objective", "trainer.optim", "trainer.state"),
+    "trainer/estimate.py": (*BOTTOM, "trainer.data", "trainer.fitting", "trainer.objective", "trainer.optim", "trainer.state"),
     "trainer/light.py": (*BOTTOM, "trainer.adapters", "trainer.estimate", "trainer.objective", "trainer.optim", "trainer.runs.export"),
     "trainer/samples.py": (*BOTTOM, "trainer.adapters", "trainer.data", "trainer.runs.logs", "trainer.state"),
     "trainer/presets/": (*BOTTOM, "trainer.yaml_text"),

@@ -22,6 +22,11 @@ CONFIG = LoomConfig().replace(adapter={"rank": 4, "alpha": 4.0}, optim={"learnin
                               train={"steps": 3, "precision": "fp32", "seed": 5}, output={"name": "toy", "save_dtype": "fp32"})
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_peaks", {})
+
+
 @pytest.fixture
 def shapes(circles: Callable[..., Path]) -> Callable[[int], Dataset]:
     return lambda side: read_dataset(circles("a {} star", ("red", "green", "blue", "yellow"), side), resolution=side, min_size=32, trigger_word="star")
@@ -240,3 +245,12 @@ def test_what_others_hold_on_the_card_is_not_the_runs(monkeypatch: pytest.Monkey
     attempt = SimpleNamespace(config=CONFIG.replace(train={"memory_budget": 6.0}), model=SimpleNamespace(device=torch.device("cuda", 0)))
     assert attempts.Attempts._cap(attempt, needs) == 6 * 2**30 + 5 * 2**30 - 2 * 2**30 - 2**28
     assert attempts.Attempts._cap(attempt, None) == 0
+
+
+def test_a_run_like_an_earlier_one_is_not_asked_again(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answer at once; another rank, size or way is asked anew."""
+    asked, peak, said = [], estimate.peak, []
+    monkeypatch.setattr(estimate, "peak", lambda *given: asked.append(1) or peak(*given))
+    for number, change in enumerate(({}, {"optim": {"learning_rate": 5e-4}}, {"adapter": {"rank": 8}}, {"train": {"gradient_checkpointing": True}})):
+        run(dataset, CONFIG.replace(**change), tmp_path / str(number), event=lambda name, data: said.append((data["step"], len(asked))) if name == "memory" else None)
+    assert [count for _, count in said] == [2, 2, 4, 6] and said[3][0] < said[0][0] == said[1][0]

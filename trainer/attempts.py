@@ -149,7 +149,7 @@ class Attempts:
     def _needs(self, objective: Objective, fitting: Fitting) -> estimate.Memory | None:
         """What is known of the memory that a step will take; None where asking failed, which ends no run."""
         try:
-            return estimate.memory(self.state, objective, self.encoded, self.config, fitting.split).within(self.config.train.memory_budget * 2**30)
+            return estimate.memory(self.state, objective, self.encoded, self.config, fitting).within(self.config.train.memory_budget * 2**30)
         except self.hooks.interrupts:
             raise
         except Exception as error:

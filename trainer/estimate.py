@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from . import optim
 from .backbones.protocol import Batch
 from .config import LoomConfig
 from .data.batches import Encoded, Row
+from .fitting import Fitting
 from .hooks import Hooks, Progress
 from .objective import Objective
 from .state import State
@@ -98,18 +99,27 @@ class Memory:
         return f"about {self.total / MIB:,.0f} MiB ({parts}{free})"
 
 
-def memory(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, split: int) -> Memory:
+_peaks: dict[Hashable, dict[int, int]] = {}  # what was asked before, {cells: bytes}: a run like an earlier one begins at once
+
+
+def memory(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, fitting: Fitting) -> Memory:
     """Asked in two small sizes and drawn out to the largest, for what autograd keeps grows with the picture's area."""
     largest = max(encoded.rows, key=lambda row: row.shape[-2] * row.shape[-1])
-    rows, area = -(-min(config.train.batch_size, len(encoded)) // split), largest.shape[-2] * largest.shape[-1]
+    rows, area = -(-min(config.train.batch_size, len(encoded)) // fitting.split), largest.shape[-2] * largest.shape[-1]
     trained = sum(p.numel() * p.element_size() for p in state.parameters)
     optimizer, (base, free) = trained + optim.kept_bytes(config.optim, trained // 4), objective.model.memory()
-    found: dict[int, int] = {}
+    model, train = objective.model, config.train
+    key = (model.family.id, model.name, str(model.device), trained, replace(config.adapter, init_lora=""), config.loss.preservation > 0,
+           train.precision, train.base_precision, train.plain_layers, fitting.checkpointing, fitting.offload, objective.together, tuple(largest.shape))
+    found = dict(_peaks.get(key, {}))
     try:
-        for size in _smaller(tuple(largest.shape[-2:]), max(1, objective.model.family.size_multiple // objective.model.family.cell)):
+        for size in () if found else _smaller(tuple(largest.shape[-2:]), max(1, model.family.size_multiple // model.family.cell)):
             found[size[0] * size[1]] = peak(objective, _corner(encoded, largest, size), state)
     except torch.OutOfMemoryError:  # not even these fit
         return Memory(base, trained, optimizer, (free or 0) + 1, free or 0)
+    if len(_peaks) > 100:
+        _peaks.clear()
+    _peaks[key] = found
     (small, least), (large, most) = min(found.items()), max(found.items())
     slope = (most - least) / (large - small) if large > small else 0.0
     return Memory(base, trained, optimizer, rows * round(least + slope * (area - small)), free)
