@@ -228,8 +228,8 @@ WORKFLOWS = {
     "choose_checkpoint": {
         "graph": choose, "title": {**TITLES, "3": "Its twenty pictures"},
         "rows": [[("1 \u00b7 Pictures", [("note", 400, 620), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
-                  ("2 \u00b7 Training, saved every 50 steps", [("4", 370, 0)]), ("", [("5", 400, 900)]),
-                  ("3 \u00b7 Click the best one", [("7", 560, 1100)]),
+                  ("2 \u00b7 Training, saved every 50 steps", [("4", 370, 0)]), ("", [("5", 400, 900)])],
+                 [("3 \u00b7 Click the best one", [("7", 770, 1000)]),
                   ("4 \u00b7 Generate with it", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
                   ("", [("11", 370, 0), ("13", 370, 430)])]]},
     "caption_only": {
