@@ -87,13 +87,13 @@ def timed(trainer, base: Base, run: Run) -> tuple[float, dict[str, torch.Tensor]
     return began[-1] - began[0], lora
 
 
-def race(base: Base, judge: Judge, folder: Path, case: str, most: int) -> list[list[str]]:
+def race(base: Base, judge: Judge, folder: Path, case: str, most: int, given: list[float]) -> list[list[str]]:
     """A row for each learning rate: steps and seconds until stars are drawn, and until all else is drawn as before too."""
     from lora_loom.trainer.toy import arch
 
     name, trainer, rates = runners()[case]
     rows = []
-    for rate in rates:
+    for rate in given or rates:
         met: dict[str, str] = {}
         best = (0.0, 0.0, 0)
         for steps in (s for s in STEPS if s <= most):
@@ -113,6 +113,7 @@ def race(base: Base, judge: Judge, folder: Path, case: str, most: int) -> list[l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=["default", "bypass", "batch", "ours", "alone"], default=[])
+    parser.add_argument("--rates", nargs="+", type=float, default=[], help="learning rates, instead of each case's own")
     parser.add_argument("--steps", type=int, default=800, help="at most")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
     given = parser.parse_args()
@@ -123,7 +124,7 @@ def main() -> None:
 
         base, folder = load_toy(), stars.write(Path(temporary) / "stars")
         judge = Judge(base)
-        rows = [row for case in (given.only or runners()) for row in race(base, judge, folder, case, given.steps)]
+        rows = [row for case in (given.only or runners()) for row in race(base, judge, folder, case, given.steps, given.rates)]
         head = ["case", "learning rate", "until stars are drawn as stars", "until all else is drawn as before, too", "stars and others at its best"]
         about = (f"**Time to the demo's score**, toy base, twenty stars, rank 16, fp32; marks: at least {PRESENT:.0%} of {len(judge.stars)} stars in new "
                  f"colours, and {STILL:.0%} of {len(judge.others)} other captions")
