@@ -127,14 +127,26 @@ def test_a_weight_that_is_held_in_fp32_computes_in_bf16(rows: int, taken: bool) 
     assert not product.can_take(layer.weight, x)
 
 
-def test_how_torch_multiplies_is_put_back() -> None:
-    before = torch.get_float32_matmul_precision()
-    with pytest.raises(KeyboardInterrupt), product.in_bf16(True):
-        assert torch.get_float32_matmul_precision() == "medium"
+def test_how_torch_multiplies_is_changed_for_one_product_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DoRA and OFT compute in fp32 stays in fp32, and an error leaves nothing behind."""
+    before, seen = torch.get_float32_matmul_precision(), []
+    x, weight = torch.randn(2, 64).bfloat16(), torch.randn(64, 64)
+
+    def broken(*args):
+        seen.append(torch.get_float32_matmul_precision())
         raise KeyboardInterrupt
-    with product.in_bf16(False):
+
+    with product.in_bf16(True):
+        assert product.can_take(weight, x) and torch.get_float32_matmul_precision() == before
+        with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
+            changed.setattr(F, "linear", broken)
+            product.linear(x, weight, None)
         assert torch.get_float32_matmul_precision() == before
-    assert torch.get_float32_matmul_precision() == before
+        product.back(x, weight)
+        assert torch.get_float32_matmul_precision() == before
+    assert seen == ["medium"] and not product.can_take(weight, x)
+    with product.in_bf16(False):
+        assert not product.can_take(weight, x)
 
 
 def test_which_convolutions_are_products() -> None:

@@ -11,13 +11,17 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
+_taking = False  # inside `in_bf16`
+
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x (…, in) W^T + b, in x's dtype; W (out, in) and b (out,) of that dtype or of a wider one."""
     weight = _narrowed(weight, x)
     if weight.dtype == x.dtype:
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
-    return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
+    with _narrow_products():
+        found = F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+    return found.to(x.dtype)
 
 
 def back(grad: torch.Tensor, weight: torch.Tensor, wide: bool = False) -> torch.Tensor:
@@ -25,7 +29,8 @@ def back(grad: torch.Tensor, weight: torch.Tensor, wide: bool = False) -> torch.
     weight = _narrowed(weight, grad)
     if weight.dtype == grad.dtype:
         return grad @ weight
-    found = grad.to(weight.dtype) @ weight
+    with _narrow_products():
+        found = grad.to(weight.dtype) @ weight
     return found if wide else found.to(grad.dtype)
 
 
@@ -36,27 +41,33 @@ def _narrowed(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return weight.to(rows.dtype)
 
 
-def can_take(weight: torch.Tensor, like: torch.Tensor) -> bool:
-    """Whether `linear` and `back` take that weight as it lies, for `like`, inside `in_bf16`."""
-    return weight.dtype == torch.float32 and like.dtype == torch.bfloat16 and weight.device.type == like.device.type == "cpu" and _setting() == "medium"
-
-
-def _setting() -> str | None:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # somebody has set it for one backend by itself, which this would undo
-        return None
-
-
 @contextmanager
-def in_bf16(wanted: bool) -> Iterator[None]:
-    """CPU products of fp32 matrices are computed in bf16 inside, with fp32 sums."""
-    before = _setting()
-    if not wanted or before is None:
-        yield
-        return
+def _narrow_products() -> Iterator[None]:
+    """For one product alone: adapters that turn and scale compute in fp32 beside it, and need it."""
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def can_take(weight: torch.Tensor, like: torch.Tensor) -> bool:
+    """Whether `linear` and `back` take that weight as it lies, for `like`, inside `in_bf16`."""
+    return _taking and weight.dtype == torch.float32 and like.dtype == torch.bfloat16 and weight.device.type == like.device.type == "cpu"
+
+
+@contextmanager
+def in_bf16(wanted: bool) -> Iterator[None]:
+    """Inside, weights on the CPU that are held in fp32 may be multiplied with in bf16, with fp32 sums."""
+    global _taking
+    before = _taking
+    try:
+        torch.get_float32_matmul_precision()
+    except RuntimeError:  # somebody has set it for one backend by itself, which this would undo
+        wanted = False
+    _taking = wanted
+    try:
+        yield
+    finally:
+        _taking = before
