@@ -167,11 +167,14 @@ class Attempts:
                         {"memory_budget": enough})
 
     def _cap(self, needs: estimate.Memory | None) -> int:
-        """Bytes that torch may reserve so that the run stays within its budget beside what others hold on the device; 0: no budget."""
+        """Bytes that torch may reserve so that the run stays within its budget beside what others hold on the device; 0: no budget.
+
+        Where the host keeps the base model outside torch's memory, less than that is torch's; never less than the step that was found to fit."""
         budget, device = self.config.train.memory_budget, self.model.device
         if not budget or needs is None or device.type != "cuda":
             return 0
-        return round(budget * 2**30) + max(0, torch.cuda.memory_allocated(device) - needs.base - needs.lora)
+        held = torch.cuda.memory_allocated(device)
+        return max(round(budget * 2**30) + held - needs.base - needs.lora, held + needs.optimizer + needs.step)
 
     def _largest(self, fitting: Fitting) -> tuple[int, ...]:
         """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""

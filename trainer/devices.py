@@ -72,7 +72,8 @@ def capped(device: Any, limit: int) -> Iterator[None]:
     if not limit or device.type != "cuda":
         yield
         return
-    before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
+    # cudaMallocAsync, ComfyUI's default, begins with no limit at all, which torch tells as hundreds of millions of the card
+    before = min(1.0, getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device))
     torch.cuda.empty_cache()  # what is reserved and unused would count
     torch.cuda.set_per_process_memory_fraction(min(before, limit / torch.cuda.mem_get_info(device)[1]), device)
     try:

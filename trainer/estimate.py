@@ -99,7 +99,8 @@ class Memory:
         return f"about {self.total / MIB:,.0f} MiB ({parts}{free})"
 
 
-_peaks: dict[Hashable, dict[int, int]] = {}  # what was asked before, {cells: bytes}: a run like an earlier one begins at once
+# What was asked of a network before, {how: {cells: bytes}}: a run like an earlier one begins at once.
+_peaks: weakref.WeakKeyDictionary[torch.nn.Module, dict[Hashable, dict[int, int]]] = weakref.WeakKeyDictionary()
 
 
 def memory(state: State, objective: Objective, encoded: Encoded, config: LoomConfig, fitting: Fitting) -> Memory:
@@ -109,17 +110,19 @@ def memory(state: State, objective: Objective, encoded: Encoded, config: LoomCon
     trained = sum(p.numel() * p.element_size() for p in state.parameters)
     optimizer, (base, free) = trained + optim.kept_bytes(config.optim, trained // 4), objective.model.memory()
     model, train = objective.model, config.train
-    key = (model.family.id, model.name, str(model.device), trained, replace(config.adapter, init_lora=""), config.loss.preservation > 0,
-           train.precision, train.base_precision, train.plain_layers, fitting.checkpointing, fitting.offload, objective.together, tuple(largest.shape))
-    found = dict(_peaks.get(key, {}))
+    batch, known = _corner(encoded, largest, tuple(largest.shape[-2:])), _peaks.setdefault(model.modules(False)["lora_unet"], {})
+    texts = [tuple(c.context.shape) for given in (batch.conditioning, batch.preserved_conditioning) for c in given or ()] or batch.captions
+    key = (trained, replace(config.adapter, init_lora=""), train.precision, train.base_precision, train.plain_layers, fitting.checkpointing,
+           fitting.offload, objective.together, tuple(largest.shape), batch.masks is None, *texts, len(batch.preserved or ()))
+    found = dict(known.get(key, {}))
     try:
         for size in () if found else _smaller(tuple(largest.shape[-2:]), max(1, model.family.size_multiple // model.family.cell)):
             found[size[0] * size[1]] = peak(objective, _corner(encoded, largest, size), state)
     except torch.OutOfMemoryError:  # not even these fit
         return Memory(base, trained, optimizer, (free or 0) + 1, free or 0)
-    if len(_peaks) > 100:
-        _peaks.clear()
-    _peaks[key] = found
+    if len(known) > 100:
+        known.clear()
+    known[key] = found
     (small, least), (large, most) = min(found.items()), max(found.items())
     slope = (most - least) / (large - small) if large > small else 0.0
     return Memory(base, trained, optimizer, rows * round(least + slope * (area - small)), free)

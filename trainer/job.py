@@ -134,6 +134,8 @@ def remarks_on(config: LoomConfig, total: int, device: torch.device | str) -> li
         remarks.append(f"warmup_steps {config.optim.warmup_steps} is not used: scheduler constant has no warm-up; choose constant_with_warmup")
     elif config.optim.warmup_steps >= total:
         remarks.append(f"warm-up of {config.optim.warmup_steps} steps is no shorter than the run of {total}: the full learning rate is never reached; lower it")
+    if config.train.in_nf4 and config.adapter.algorithm == "dora":
+        remarks.append("dora asks for the whole weights at every step, which base_precision nf4 keeps off the device: it is much slower; use lora")
     if config.train.precision == "bf16" and slow_in_bf16(device):
         remarks.append("bf16 on this CPU takes several times as long as fp32, for it has no such instructions; set precision to auto or fp32")
     return remarks

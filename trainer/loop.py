@@ -38,7 +38,7 @@ def train(state: State, objective: Objective, source: Callable[[int], Iterator[B
                 loss = objective(part) * (share / accumulation)
                 loss.backward()
                 losses.append(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.optim.max_grad_norm or math.inf, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.optim.max_grad_norm or math.inf)
         *losses, norm = torch.stack([*(loss.to(norm) for loss in losses), norm]).tolist()  # a GPU is waited for once a step
         total = sum(losses)
         if _bad(total, norm, state):

@@ -313,7 +313,8 @@ class ComfyModel:
 
     def memory(self) -> tuple[int, int | None]:
         packed = self._packed.bytes if self._packed else 0
-        return int(self.patcher.loaded_size()) + packed, int(comfy.model_management.get_free_memory(self.device))
+        paged = packed and getattr(self.patcher, "is_dynamic", lambda: False)()  # what was paged in to be packed gives way as soon as room is needed
+        return (0 if paged else int(self.patcher.loaded_size())) + packed, int(comfy.model_management.get_free_memory(self.device))
 
     def _room(self, largest: tuple[int, ...], checkpointing: int) -> float:
         """Bytes that a step takes beside the weights, roughly: SD1.5 at 256x256 on the CPU took 0.28 (attention) to 0.4 MiB a latent

@@ -53,7 +53,6 @@ class DiffusersModel:
         self.alphas_cumprod = parts.scheduler.alphas_cumprod.float()
         self._dtype = self.unet.dtype
         self._packed: nf4.Packed | None = None
-        self.unet.to(device)
 
     def modules(self, text_encoders: bool) -> dict[str, torch.nn.Module]:
         found: dict[str, torch.nn.Module] = {"lora_unet": self.unet}
@@ -144,7 +143,7 @@ class DiffusersModel:
             for parameter in part.parameters():
                 if not parameter.requires_grad and parameter.dtype != self._dtype:
                     parameter.data = parameter.data.to(self._dtype)
-            part.to(self.device)
+            part.to("cpu" if in_nf4 and part is self.unet else self.device)  # its blocks need never be there as they are
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
             kinds: dict[type, int] = {}
@@ -168,8 +167,10 @@ class DiffusersModel:
         layers = nf4.packable(m for m in self.unet.modules() if type(m).__name__ in self.family.checkpointed)
         self._packed = nf4.Packed(layers, self.fetch, self.device, self._dtype)
         stack.callback(setattr, self, "_packed", None)
-        for layer in layers:
-            layer.to("cpu")
+        packed = set(layers)
+        for module in self.unet.modules():
+            if module not in packed:
+                module._apply(lambda t: t.to(self.device), recurse=False)
         return self._packed.fetch
 
     def memory(self) -> tuple[int, int | None]:
