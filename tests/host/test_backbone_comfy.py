@@ -704,7 +704,7 @@ def test_layers_that_unpack_their_weight_themselves(comfy: SimpleNamespace, toy:
             layer.comfy_cast_weights = True
             layer.__class__ = kinds.setdefault(type(layer), type("Packed", (Packed, type(layer)), {}))
     packed = run(comfy.Model(*toy), dataset, CONFIG, tmp_path / "packed")
-    assert len(asked) > 8 * len(layers) and packed.losses == plain.losses
+    assert len(asked) > 6 * len(layers) and packed.losses == plain.losses
     assert all(torch.equal(packed.lora[key], plain.lora[key]) for key in plain.lora)
 
 
