@@ -72,8 +72,9 @@ def train_vae(steps: int, batch: int, pool, device: str, log) -> AutoencoderTiny
 
 @torch.no_grad()
 def sample(unet, text, vae, captions: list[str], steps: int = 20, cfg: float = 3.0, seed: int = 0) -> list[Image.Image]:
-    """DDIM with classifier-free guidance, through diffusers' own scheduler."""
-    device = next(unet.parameters()).device
+    """DDIM with classifier-free guidance, through diffusers' own scheduler, on the VAE's device."""
+    device = next(vae.parameters()).device
+    unet, text = unet.to(device), text.to(device)
     scheduler = DDIMScheduler(**arch.SCHEDULER)
     scheduler.set_timesteps(steps)
     context = text(tokenize(captions).to(device))[0]
