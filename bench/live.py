@@ -109,7 +109,7 @@ def main() -> None:
 
     host = by_path("loom_host_server", ROOT / "tests" / "host" / "server.py")
     comfyui = by_path("loom_comfyui", ROOT / "tools" / "comfyui.py").find()
-    workflows = host.workflows
+    workflows = by_path("loom_make_workflows", ROOT / "tools" / "make_workflows.py")
     rows = [["page", "frames a second", "median, ms", "99 %, ms", "longest, ms", "tasks over 50 ms", "longest task, ms"]]
     with tempfile.TemporaryDirectory() as home:
         base = Path(home)

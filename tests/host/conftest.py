@@ -1,6 +1,6 @@
 """Where ComfyUI is, for every test here: `comfy_path` for tests that start a server, `comfy_modules` for those in this process.
 
-Test modules import the server of server.py as `loom_host_server`: ComfyUI has a module `server` of its own.
+Test modules import server.py and pages.py as `loom_host_server` and `loom_host_pages`: ComfyUI has a module `server` of its own.
 """
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def _by_path(name: str, path: Path) -> ModuleType:
 comfyui = _by_path("loom_tools_comfyui", HERE.parents[1] / "tools" / "comfyui.py")
 try:
     _by_path("loom_host_server", HERE / "server.py")
+    _by_path("loom_host_pages", HERE / "pages.py")
 except ImportError:  # websocket-client comes with the extra `test`; server tests say pytest.importorskip("loom_host_server")
     pass
 

@@ -1,4 +1,4 @@
-"""A real ComfyUI for the tests: started on a free port with a base folder of its own, spoken to over HTTP and websocket, and its page in Chromium."""
+"""A real ComfyUI for the tests: started on a free port with a base folder of its own, spoken to over HTTP and websocket."""
 from __future__ import annotations
 
 import importlib.util
@@ -11,8 +11,6 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -33,9 +31,6 @@ def by_path(name: str, path: Path) -> ModuleType:
     return module
 
 
-workflows = by_path("loom_make_workflows", PACK / "tools" / "make_workflows.py")
-
-
 def oldest() -> tuple[Path, Path | None]:
     """(the oldest ComfyUI's folder, its site folder or None); skips where there is none."""
     import pytest
@@ -50,38 +45,6 @@ def oldest() -> tuple[Path, Path | None]:
 def asked_for(request) -> tuple[Path, Path | None]:
     """(folder, site folder or None) of the ComfyUI that a fixture's parameter names: the oldest, or the one that is found."""
     return oldest() if request.param == "oldest" else (request.getfixturevalue("comfy_path"), None)
-
-
-def launched(playwright, url: str, size: tuple[int, int] = (1900, 2000)):
-    """(browser, page) with the app loaded; `page.problems` are its errors, with their stacks. Skips where there is no Chromium."""
-    import pytest
-    from playwright.sync_api import Error
-
-    try:
-        browser, page = workflows.open_page(playwright, url, size)
-    except Error as error:
-        if "Executable doesn't exist" in str(error) or "Failed to launch" in str(error):
-            pytest.skip("needs Chromium: `python -m playwright install chromium`, or CHROMIUM=its program")
-        raise
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(f"{error}\n{error.stack or ''}"))
-    return browser, page
-
-
-@contextmanager
-def opened(url: str, size: tuple[int, int] = (1900, 2000)) -> Iterator:
-    """The page of that server, as `launched` has it."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser, page = launched(playwright, url, size)
-        yield page
-        browser.close()
-
-
-def ours(page) -> list[str]:
-    """Errors of the page in which we have a part: that of 0.3.64 has some of its own when it starts."""
-    return [problem for problem in page.problems if "lora-loom" in problem]
 
 
 def _free_port() -> int:

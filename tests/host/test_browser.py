@@ -7,12 +7,13 @@ import pytest
 from lora_loom.trainer.config import LoomConfig
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module", params=["newest", "oldest"])
@@ -30,7 +31,7 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url) as page:
+    with pages.opened(comfy.url) as page:
         yield page
 
 

@@ -7,10 +7,11 @@ import re
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("transformers", minversion="4.56")
 from lora_loom.trainer.toy import stars  # noqa: E402
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module", params=["newest", "oldest"])

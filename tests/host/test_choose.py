@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 
 
-workflows = host.workflows
+workflows = pages.workflows
 node = workflows.node
 STAR, CIRCLE = "a red star on a blue background", "a red circle on a blue background"
 
@@ -212,7 +213,7 @@ VIEW = "() => document.querySelector('.lora-loom-modal')?.shadowRoot.querySelect
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url, (1300, 1100)) as page:
+    with pages.opened(comfy.url, (1300, 1100)) as page:
         yield page
 
 

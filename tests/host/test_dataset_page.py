@@ -13,12 +13,13 @@ from PIL import Image
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module", params=["newest", "newest in new nodes", "oldest"])
@@ -36,10 +37,10 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url, (1500, 1000)) as page:
+    with pages.opened(comfy.url, (1500, 1000)) as page:
         page.set_default_timeout(30_000)
         yield page
-        assert host.ours(page) == []
+        assert pages.ours(page) == []
 
 
 # What differs between pages is the nodes; the editor's dialog is the same on all, and LORA_LOOM_HEAVY=1 tests it on each.

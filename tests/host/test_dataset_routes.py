@@ -18,9 +18,10 @@ from PIL import Image
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module")

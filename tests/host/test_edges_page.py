@@ -13,12 +13,13 @@ from PIL import Image, ImageFilter
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-workflows = host.workflows
+workflows = pages.workflows
 runs_page = host.by_path("loom_test_runs_page", Path(__file__).with_name("test_runs_page.py"))
 
 
@@ -80,7 +81,7 @@ BUILD = """async (grid) => {
 
 @pytest.fixture(scope="module")
 def browser_page(comfy):
-    with host.opened(comfy.url, (1500, 1000)) as page:
+    with pages.opened(comfy.url, (1500, 1000)) as page:
         page.set_default_timeout(20_000)
         yield page
 

@@ -8,12 +8,13 @@ import urllib.request
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
@@ -87,7 +88,7 @@ def test_other_sites_are_refused(comfy):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url) as page:
+    with pages.opened(comfy.url) as page:
         yield page
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
@@ -17,7 +18,7 @@ def page(request, tmp_path_factory: pytest.TempPathFactory):
     path, site = host.asked_for(request)
     base = tmp_path_factory.mktemp(f"graph_{request.param}")
     workflows.settle(base)
-    with host.Comfy(path, base, site) as server, host.opened(server.url, (1500, 1000)) as page:
+    with host.Comfy(path, base, site) as server, pages.opened(server.url, (1500, 1000)) as page:
         yield page
 
 

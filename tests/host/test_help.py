@@ -8,11 +8,12 @@ import re
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 DOCS = host.PACK / "web" / "js" / "docs"
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def nodes(comfy) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url, (1500, 1000)) as page:
+    with pages.opened(comfy.url, (1500, 1000)) as page:
         yield page
 
 

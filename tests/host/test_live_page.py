@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 @pytest.fixture(scope="module", params=host.PAGES)
@@ -39,7 +40,7 @@ def playwright():
 
 @pytest.fixture(scope="module")
 def page(comfy, playwright):
-    browser, page = host.launched(playwright, comfy.url)
+    browser, page = pages.launched(playwright, comfy.url)
     yield page
     browser.close()
 
@@ -137,7 +138,7 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
     until(page, "() => [...document.querySelectorAll('.loom-live .film img')].filter((i) => i.naturalWidth).length === 2")
     assert drawn(page) > 500 and len(samples(page)) == 2
 
-    browser, other = host.launched(playwright, comfy.url)  # who opens the same workflow elsewhere
+    browser, other = pages.launched(playwright, comfy.url)  # who opens the same workflow elsewhere
     try:
         start(other, "watched")
         running(other, 6)
@@ -146,7 +147,7 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
         start(other, "another")  # another workflow's node of the same number is not this run's
         other.evaluate("() => { window.app.graph.id = '00000000-0000-4000-8000-000000000001'; }")
         start(other, "another")
-        assert host.ours(other) == []
+        assert pages.ours(other) == []
     finally:
         browser.close()
 
@@ -162,7 +163,7 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
     keep(page, comfy, "stopped")
     page.get_by_role("button", name="Resume").click()
     assert page.evaluate(f"() => {TRAINER}.widgets.find((w) => w.name === 'resume').value") == "watched"
-    assert host.ours(page) == []
+    assert pages.ours(page) == []
 
 
 def test_an_error_offers_the_way_out(comfy, page) -> None:
@@ -183,7 +184,7 @@ def test_an_error_offers_the_way_out(comfy, page) -> None:
     slider.focus()
     page.keyboard.press("ArrowLeft")
     assert text(page, ".time span") == "step 2" and "step000002" in page.locator(".loom-live .film img").first.get_attribute("src")
-    assert host.ours(page) == []
+    assert pages.ours(page) == []
 
 
 def test_the_last_run_is_there_on_another_day(comfy, page, playwright) -> None:
@@ -193,7 +194,7 @@ def test_the_last_run_is_there_on_another_day(comfy, page, playwright) -> None:
     with host.Comfy(path, comfy.base, site) as server:
         server.which = comfy.which
         assert server.get("/lora_loom/state") == {"trainings": []}
-        browser, other = host.launched(playwright, server.url)
+        browser, other = pages.launched(playwright, server.url)
         try:
             other.evaluate("(graph) => window.app.loadGraphData(graph)", saved)
             until(other, "() => document.querySelector('.loom-live')?.dataset.status === 'finished' && document.querySelector('.loom-live .film img')?.naturalWidth > 0")
@@ -201,7 +202,7 @@ def test_the_last_run_is_there_on_another_day(comfy, page, playwright) -> None:
             keep(other, server, "another_day")
             if comfy.which == "newest":
                 looks(other, server)
-            assert host.ours(other) == []
+            assert pages.ours(other) == []
         finally:
             browser.close()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
@@ -30,7 +31,7 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url) as page:
+    with pages.opened(comfy.url) as page:
         yield page
 
 
@@ -56,7 +57,7 @@ def test_an_error_and_a_plan_are_chinese_in_the_live_panel(comfy, page) -> None:
     assert memory and "基础模型" in memory[0] and "base model" not in memory[0]
     page.evaluate("() => document.querySelector('.loom-live .says .plan').scrollIntoView()")
     keep(page, comfy, "plan")
-    assert host.ours(page) == []
+    assert pages.ours(page) == []
 
 
 BROKEN = """async () => {

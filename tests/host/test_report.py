@@ -10,9 +10,10 @@ from PIL import Image, ImageFilter
 from skimage import data
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 
 
-workflows = host.workflows
+workflows = pages.workflows
 node = workflows.node
 
 
@@ -139,7 +140,7 @@ LOOK = """() => [2, 4].map((id) => {
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url, (1500, 1100)) as page:
+    with pages.opened(comfy.url, (1500, 1100)) as page:
         yield page
 
 

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 
 pytestmark = pytest.mark.browser
@@ -22,7 +23,7 @@ PROMPTS = ("a red star on a blue background", "a red circle on a blue background
 MANY = 300
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 
 def add_run(base: Path, name: str, *, steps: int = 400, step: int | None = None, status: str = "finished", lora: str = "", samples: tuple[int, ...] = (), ago: float = 0,
@@ -76,10 +77,10 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url, (1500, 1000)) as page:
+    with pages.opened(comfy.url, (1500, 1000)) as page:
         page.set_default_timeout(20_000)
         yield page
-        assert host.ours(page) == []
+        assert pages.ours(page) == []
         assert page.evaluate("() => window.loomPwned") is None
 
 

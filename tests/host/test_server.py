@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 import torch  # noqa: E402
 from lora_loom.trainer.config import LoomConfig  # noqa: E402
 from lora_loom.trainer.runs import record  # noqa: E402
@@ -30,7 +31,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 PACK = host.PACK
 
 
-workflows = host.workflows
+workflows = pages.workflows
 
 # A node pack of the tests' own: what a checkpoint without VAE or CLIP hands out.
 NOTHING = """
@@ -634,7 +635,7 @@ def test_example_workflows_hold_no_paths():
             assert image.width >= 400
 
 
-def test_example_pictures_are_brought_once(tmp_path, monkeypatch):
+def test_example_pictures_are_brought_once(comfy_modules, tmp_path, monkeypatch):
     stub = types.SimpleNamespace(get_input_directory=lambda: str(tmp_path / "input"), models_dir="", get_folder_paths=lambda kind: [])
     monkeypatch.setitem(sys.modules, "folder_paths", stub)
     folders = host.by_path("lora_loom.nodes.folders_under_test", PACK / "nodes" / "folders.py")

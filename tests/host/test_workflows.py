@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
+pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, from the extra `test`")
 pytest.importorskip("skimage", reason="needs scikit-image, from the extra `test`")
 
 
-workflows = host.workflows
+workflows = pages.workflows
 small = host.by_path("loom_small_models", Path(__file__).with_name("small_models.py"))
 # What the test may change: the names of models, and numbers that are nothing but time; LORA_LOOM_HEAVY=1 leaves sizes as they are.
 NAMES = {"ckpt_name": small.CHECKPOINT, "unet_name": small.UNET, "vae_name": small.VAE, "clip_name1": small.CLIP_L, "clip_name2": small.T5, "model": "small"}
@@ -32,7 +33,7 @@ def comfy(comfy_path, comfy_modules, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    with host.opened(comfy.url) as page:
+    with pages.opened(comfy.url) as page:
         yield page
 
 
