@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .backbones.protocol import Fetch, Weights
 from .config import AdapterConfig
+from .devices import onto
 from .layers.low_rank import fusible, low_rank
 
 NAME = "default"  # of the one adapter that PEFT's layers hold
@@ -180,7 +181,7 @@ def _row_dropout(layer: lokr.LoKrLayer, out: torch.Tensor, channels: int) -> tor
     share = layer.rank_dropout[NAME]
     if not layer.training or not share:
         return out
-    keep = (torch.rand(out.shape[channels]) > share).to(out)
+    keep = onto(torch.rand(out.shape[channels]) > share, out.device, out.dtype)
     return out * keep.reshape([-1 if i == channels % out.ndim else 1 for i in range(out.ndim)])
 
 

@@ -64,6 +64,13 @@ def free_memory(device: Any) -> int | None:
     return psutil.virtual_memory().available
 
 
+def onto(tensor: Any, device: Any, dtype: Any = None) -> Any:
+    """The tensor there. A copy to a CUDA device waits for nothing: one out of pageable memory would wait for all that the device has yet to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory().to(device, non_blocking=True)  # then the type: both at once go through pageable memory
+    return tensor.to(device, dtype)
+
+
 @contextmanager
 def capped(device: Any, limit: int) -> Iterator[None]:
     """torch reserves no more than that many bytes of a CUDA device inside, and what it lacks then is OutOfMemoryError as ever; 0 caps nothing."""

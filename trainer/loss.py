@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .config import LossConfig
+from .devices import onto
 
 
 def _rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,7 @@ class Diffusion:
     prediction: str
 
     def times(self, u: torch.Tensor) -> torch.Tensor:
-        return (u.double() * len(self.alphas_cumprod)).long().clamp(0, len(self.alphas_cumprod) - 1).to(self.alphas_cumprod.device)
+        return onto((u.double() * len(self.alphas_cumprod)).long().clamp(0, len(self.alphas_cumprod) - 1), self.alphas_cumprod.device)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """sqrt(alpha_bar)·latents + sqrt(1 - alpha_bar)·noise, all (B, C, H, W) (Ho et al. 2020, eq. 4)."""
@@ -104,7 +105,7 @@ class Flow:
     device: torch.device
 
     def times(self, u: torch.Tensor) -> torch.Tensor:
-        return u.clamp(1e-3, 1).to(self.device)
+        return onto(u.clamp(1e-3, 1), self.device)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """(1 - sigma)·latents + sigma·noise."""
@@ -145,7 +146,7 @@ def draw_noise(latents: torch.Tensor, config: LossConfig, generator: torch.Gener
             if size == (1, 1):
                 break
         noise = noise / noise.std()
-    return noise.to(latents)
+    return onto(noise, latents.device, latents.dtype)
 
 
 # ---------------------------------------------------------------- distances

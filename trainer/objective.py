@@ -14,6 +14,7 @@ from .adapters import Adapter, disabled
 from .backbones.families import Family
 from .backbones.protocol import Batch, TrainableModel
 from .config import LossConfig
+from .devices import onto
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Objective:
     def draw(self, batch: Batch, generator: torch.Generator, u: torch.Tensor | None = None) -> Question:
         """Noise and times for the batch, from `generator` alone. `u` (B,) in 0..1 sets the times instead of drawing them."""
         config = self.config
-        latents = batch.latents.to(self.model.device)
+        latents = onto(batch.latents, self.model.device)
         if u is None:
             sampling, shift = noise_levels(config, self.model.family)
             if shift == "resolution":
@@ -68,7 +69,7 @@ class Objective:
         noise = losses.draw_noise(latents, config, generator)
         inside = noise
         if config.input_perturbation > 0:  # Ning et al. 2023, arXiv:2301.11706
-            inside = noise + config.input_perturbation * torch.randn(noise.shape, generator=generator).to(noise)
+            inside = noise + config.input_perturbation * onto(torch.randn(noise.shape, generator=generator), noise.device, noise.dtype)
         return Question(batch, self.process.add_noise(latents, inside, times), times, self.process.target(latents, noise, times))
 
     def __call__(self, question: Question) -> torch.Tensor:
@@ -86,7 +87,7 @@ class Objective:
             predicted = torch.cat([self._ask(question), self._ask(neighbours)])
         c = losses.huber_c(question.times, self.process, config)
         values = losses.distance(predicted[:count], question.target, config, c)
-        mask = None if batch.masks is None else self._mask(batch.masks.to(values), values.ndim)
+        mask = None if batch.masks is None else self._mask(onto(batch.masks, values.device, values.dtype), values.ndim)
         loss = losses.weighted_mean(values, self.process.weights(question.times, config), mask)
         return loss if wanted is None else loss + config.preservation * (predicted[count:] - wanted).square().mean()
 

@@ -15,6 +15,7 @@ from .adapters import Adapter
 from .config import LoomConfig
 
 Written = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors on the CPU, and facts fit for JSON
+Random = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | None", int]  # states of the loop's, the CPU's and the GPU's random numbers; micro-batches drawn
 
 
 class Average:
@@ -52,31 +53,48 @@ class State:
     def step(self) -> int:
         return len(self.history)
 
-    def mark(self) -> None:
-        """Remember the random numbers: what is written down later goes on from here, even out of a step that was broken off."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        self._marked = (self.generator.get_state(), torch.get_rng_state(), cuda, self.drawn)
+    @property
+    def skips_by_itself(self) -> bool:
+        """Whether `take` can be left to the device: torch's fused optimizers ask there whether a step is bad."""
+        devices = {p.device for p in self.parameters}
+        return bool(self.optimizer.defaults.get("fused")) and len(devices) == 1 and next(iter(devices)).type == "cuda"
 
-    def advance(self, loss: float) -> None:
-        """One optimizer step with the gradients that are there."""
+    def random(self) -> Random:
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return self.generator.get_state(), torch.get_rng_state(), cuda, self.drawn
+
+    def mark(self, random: Random | None = None) -> None:
+        """Remember the random numbers: what is written down later goes on from here, even out of a step that was broken off."""
+        self._marked = random or self.random()
+
+    def take(self, unless: torch.Tensor | None = None) -> None:
+        """One optimizer step with the gradients that are there, which are dropped then. unless: 1.0 on the device where it is to be none."""
+        if unless is not None:  # as torch.amp.GradScaler tells it
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, unless
         self.optimizer.step()
         for adapter in self.adapters:
             adapter.settle()
-        self.schedule.step()
+        self.drop()
+
+    def drop(self) -> None:
+        """The gradients, unused."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def advance(self, loss: float, random: Random | None = None) -> None:
+        """The step was taken, and no other since; `random` as it was afterwards."""
+        self.schedule.step()
         if self.average is not None:
             self.average.update(self.parameters)
         self.history.append(loss)
         self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
         self.skipped = 0
-        self.mark()
+        self.mark(random)
 
-    def skip(self) -> int:
-        """Drop the gradients; how many times in a row that makes."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def skip(self, random: Random | None = None) -> int:
+        """The step was left out; how many times in a row that makes."""
         self.skipped += 1
         self.dropped += 1
-        self.mark()
+        self.mark(random)
         return self.skipped
 
     @contextmanager

@@ -20,7 +20,7 @@ import comfy.utils
 import torch
 import torch.utils.checkpoint
 
-from ..devices import fast_in_bf16
+from ..devices import fast_in_bf16, onto
 from ..errors import LoomError
 from ..layers import nf4, product
 from ..layers.on_demand import replaced_forward, weights_on_demand
@@ -365,10 +365,10 @@ class ComfyModel:
         return ask_in_groups(self._ask, noisy, timesteps, batch.sizes, conditioning)
 
     def _ask(self, noisy: torch.Tensor, timesteps: torch.Tensor, sizes: list, conditioning: list[Conditioning]) -> torch.Tensor:
-        context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)
+        context = onto(join_contexts([c.context for c in conditioning]), self.device, self._dtype)
         y = None
         if self.family.time_ids:
-            y = torch.cat([self._adm(c, size) for c, size in zip(conditioning, sizes)]).to(self.device, self._dtype)
+            y = onto(torch.cat([self._adm(c, size) for c, size in zip(conditioning, sizes)]), self.device, self._dtype)
         options = {"optimized_attention_override": self.attention}
         out = self.unet(noisy.to(self._dtype), timesteps.float(), context=context, y=y, transformer_options=options)
         return out.float()

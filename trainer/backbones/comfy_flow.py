@@ -7,6 +7,7 @@ from __future__ import annotations
 import comfy.samplers
 import torch
 
+from ..devices import onto
 from ..errors import LoomError
 from .comfy import ComfyModel, literal
 from .families import FAMILIES, Family
@@ -52,12 +53,12 @@ class ComfyFlow(ComfyModel):
 
     def _told(self, noisy: torch.Tensor, conditioning: Conditioning) -> dict:
         """ComfyUI's own conditions of one picture."""
-        extra = {name: value.to(self.device) for name, value in conditioning.extra.items()}
-        pooled = None if conditioning.pooled is None else conditioning.pooled.to(self.device)
+        extra = {name: onto(value, self.device) for name, value in conditioning.extra.items()}
+        pooled = None if conditioning.pooled is None else onto(conditioning.pooled, self.device)
         height, width = noisy.shape[-2:]
         if self.family.guidance is not None:
             extra["guidance"] = self.family.guidance
-        told = self.patcher.model.extra_conds(cross_attn=conditioning.context.to(self.device), pooled_output=pooled, noise=noisy, device=self.device,
+        told = self.patcher.model.extra_conds(cross_attn=onto(conditioning.context, self.device), pooled_output=pooled, noise=noisy, device=self.device,
                                               width=width * 8, height=height * 8, prompt_type="positive", **extra)
         return {name: cond.process_cond(batch_size=1, device=self.device, area=None) for name, cond in told.items()}
 
@@ -75,4 +76,4 @@ class ComfyFlow(ComfyModel):
     def _cast(self, value):
         if isinstance(value, list):
             return [self._cast(one) for one in value]
-        return value.to(self.device, self._dtype if value.is_floating_point() else value.dtype) if isinstance(value, torch.Tensor) else value
+        return onto(value, self.device, self._dtype if value.is_floating_point() else value.dtype) if isinstance(value, torch.Tensor) else value

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from ..devices import best_device, fast_in_bf16, free_memory
+from ..devices import best_device, fast_in_bf16, free_memory, onto
 from ..errors import LoomError
 from ..layers import nf4
 from ..layers.on_demand import weights_on_demand
@@ -181,11 +181,11 @@ class DiffusersModel:
         return ask_in_groups(self._ask, noisy, timesteps, batch.sizes, conditioning)
 
     def _ask(self, noisy: torch.Tensor, timesteps: torch.Tensor, sizes: list, conditioning: list[Conditioning]) -> torch.Tensor:
-        context = join_contexts([c.context for c in conditioning]).to(self.device, self._dtype)
+        context = onto(join_contexts([c.context for c in conditioning]), self.device, self._dtype)
         added = None
         if self.family.time_ids:
-            pooled = torch.cat([c.pooled for c in conditioning]).to(self.device, self._dtype)
-            added = {"text_embeds": pooled, "time_ids": torch.tensor(sizes, device=self.device, dtype=self._dtype)}
+            pooled = onto(torch.cat([c.pooled for c in conditioning]), self.device, self._dtype)
+            added = {"text_embeds": pooled, "time_ids": onto(torch.tensor(sizes), self.device, self._dtype)}
         out = self.unet(noisy.to(self._dtype), timesteps, encoder_hidden_states=context, added_cond_kwargs=added)
         return out.sample.float()
 
