@@ -1,4 +1,4 @@
-"""ComfyUI in this process, and the base models that both trainers get: SD1.5 at full size with random weights, and the toy base."""
+"""ComfyUI in this process, and the base models that both trainers get: SD1.5 and SDXL at full size with random weights, and the toy base."""
 from __future__ import annotations
 
 import contextlib
@@ -111,13 +111,14 @@ def write_random(path: Path, family: str, dtype: torch.dtype = torch.float32, v_
     save_file({key: value.contiguous() for key, value in tensors.items()}, path)
 
 
-def load_sd15(folder: Path) -> Base:
+def load_random(folder: Path, family: str = "sd15", precision: str = "fp32") -> Base:
     """As CheckpointLoaderSimple loads it; ComfyUI's trainer reads the file again for its own copy of the weights."""
     import comfy.sd
 
-    path = folder / "random_sd15.safetensors"
-    write_random(path, "sd15")
-    return Base("SD1.5 (random weights)", *comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3], str(path))
+    path = folder / f"random_{family}.safetensors"
+    write_random(path, family, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    title = {"sd15": "SD1.5 (random weights)", "sdxl": "SDXL (random weights)"}[family]
+    return Base(title, *comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3], str(path))
 
 
 def load_toy() -> Base:

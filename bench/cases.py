@@ -58,7 +58,7 @@ def native(changed: dict, base: Base, run: Run, tick: Tick) -> dict[str, torch.T
 
 
 def example(base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
-    """The step of diffusers' examples/text_to_image/train_text_to_image_lora.py (loss in epsilon, no weighting), on the same latents and captions."""
+    """The step of diffusers' examples/text_to_image/train_text_to_image_lora.py, or _sdxl.py (loss in epsilon, no weighting), on the same inputs."""
     from diffusers import DDPMScheduler
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
@@ -70,6 +70,8 @@ def example(base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
     unet.requires_grad_(False)
     with torch.inference_mode(False), torch.enable_grad():
         latents, context = [z.clone()[None] for z in latents], [c[0][0].clone() for c in positive]
+        added = [{"text_embeds": c[0][1]["pooled_output"].clone(), "time_ids": torch.tensor([[run.size, run.size, 0, 0, run.size, run.size]])}
+                 if unet.config.addition_embed_type == "text_time" else None for c in positive]
         torch.manual_seed(run.seed)
         unet.add_adapter(LoraConfig(r=run.rank, lora_alpha=run.rank, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
         try:
@@ -83,7 +85,8 @@ def example(base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
                 clean = latents[step % len(latents)]
                 noise, times = torch.randn_like(clean), torch.randint(0, 1000, (1,))
                 with half:
-                    predicted = unet(schedule.add_noise(clean, noise, times), times, context[step % len(context)], return_dict=False)[0]
+                    told = context[step % len(context)]
+                    predicted = unet(schedule.add_noise(clean, noise, times), times, told, added_cond_kwargs=added[step % len(added)], return_dict=False)[0]
                 loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -127,6 +130,7 @@ CASES: dict[str, tuple[str, Trainer]] = {
     "diffusers": ("diffusers + PEFT, attention", example),
     "attention": ("LoRA Loom, attention", partial(ours, "attention", {})),
     "plain": ("LoRA Loom, attention, plain_layers", partial(ours, "attention", {"train": {"plain_layers": True}})),
+    "compiled": ("LoRA Loom, attention, compile always", partial(ours, "attention", {"train": {"compile": "always"}})),
     "checkpointing": ("LoRA Loom, attention, gradient_checkpointing", partial(ours, "attention", {"train": {"gradient_checkpointing": True}})),
     "everything": ("LoRA Loom, all linear+conv", partial(ours, "all linear+conv", {})),
 }

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bases import Base, load_sd15, load_toy, start_comfyui
+from bases import Base, load_random, load_toy, start_comfyui
 from cases import CASES, Run, encoded
 from meters import Meter, Saved, Weights, tidy
 from report import heading, table, write
@@ -153,6 +153,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is timed, in turns")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round; one more runs before them")
     parser.add_argument("--size", type=int, default=256, help="pixels, of square pictures")
+    parser.add_argument("--model", choices=["sd15", "sdxl"], default="sd15", help="whose shapes the base has")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="what the timing computes in")
     parser.add_argument("--held-in", choices=["fp32", "bf16"], default="fp32", help="what ComfyUI keeps the base's weights in")
     parser.add_argument("--only", nargs="+", choices=[*CASES, "timing", "error"], default=[], help="leave out the other cases, or the other part")
@@ -177,7 +178,7 @@ def timing(given: argparse.Namespace, cases: list[str], folder: Path, say: Calla
     toy = load_toy()
     for case in cases:  # imports and first allocations belong to nobody's time
         CASES[case][1](toy, Run(pictures, shapes.SIZE, 8, 2, 5e-4, 0, given.precision), lambda done: None)
-    base = toy if given.small else load_sd15(folder)
+    base = toy if given.small else load_random(folder, given.model, given.held_in)
     meters = measure(base, Run(pictures, size, 8, given.steps + 1, 5e-4, 0, given.precision), given.rounds, cases, say)
     held = "" if given.held_in == given.precision else f", base held in {given.held_in}"
     said = f"batch 1, {given.precision}{held}, rank 8, rounds: {given.rounds}, timed steps a round: {given.steps}"

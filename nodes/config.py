@@ -6,6 +6,7 @@ from ..trainer.backbones.families import FAMILIES
 from ..trainer.config import (
     ALGORITHMS,
     BASE_PRECISIONS,
+    COMPILE,
     HUBER_SCHEDULES,
     LOSS_TYPES,
     OPTIMIZERS,
@@ -29,7 +30,7 @@ _WIDGETS = {
              "multires_noise_iterations", "input_perturbation", "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "timestep_shift", "shift",
              "unmasked_weight", "caption_dropout", "preservation"),
     "data": ("shuffle_tags", "keep_tokens", "tag_dropout", "caption_variants", "cache"),
-    "train": ("gradient_accumulation_steps", "precision", "base_precision", "gradient_checkpointing", "memory_budget", "plain_layers",
+    "train": ("gradient_accumulation_steps", "precision", "base_precision", "gradient_checkpointing", "memory_budget", "plain_layers", "compile",
               "validation_steps", "validation_split"),
     "output": ("save_steps", "keep_checkpoints", "save_minutes", "save_dtype"),
 }
@@ -188,6 +189,9 @@ class LoRAConfig(io.ComfyNode):
                 option(io.Combo, "base_precision",
                        "nf4 holds the base model's blocks in 4 bits while it trains: a quarter of the memory, slower. Needs bitsandbytes.",
                        options=list(BASE_PRECISIONS), advanced=True),
+                option(io.Combo, "compile",
+                       "torch.compile for the base model's blocks: faster steps after a minute or more. auto: on a GPU, where the run is long enough for it.",
+                       options=list(COMPILE), advanced=True),
             ],
             outputs=[output(Config, "config")],
             hidden=[io.Hidden.unique_id],

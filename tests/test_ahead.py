@@ -59,27 +59,25 @@ def told(model: Model, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.Mon
     """`told(config, happens, …)`: all that is left of a run one by one, and of the same run with a step ahead."""
 
     def run(config: LoomConfig, happens: Callable = lambda call, answer: answer, hooks: Callable[[], dict[str, Any]] = dict, resume: bool = False) -> list[dict[str, Any]]:
-        found = []
-        for ahead in (False, True):
-            monkeypatch.setattr(State, "skips_by_itself", ahead)
-            model.calls, model.happens = 0, happens
-            folder, events, steps, error = tmp_path / str(ahead), [], [], ""
-            given = hooks()
-            progress = given.pop("progress", lambda now: None)
-            watch = Hooks(progress=lambda now: (steps.append(now), progress(now)), event=lambda name, data: events.append(name), **given)
-            try:
-                result = train(model, dataset, config, loras_folder=folder / "loras", runs_folder=folder / "runs", hooks=watch, resume="toy" if resume else "")
-            except (LoomError, RuntimeError, Interrupt) as raised:
-                result, error = None, f"{type(raised).__name__}: {raised}"
-            metrics = folder / "runs" / "toy" / "metrics.jsonl"
-            lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-            keep = ("step", "loss", "smoothed_loss", "learning_rate", "grad_norm", "validation_loss")
-            found.append({
-                "files": {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}, "steps": [now.step for now in steps if now.phase == "train"],
-                "metrics": [{name: line.get(name) for name in keep} for line in lines], "events": [name for name in events if name != "estimate"],
-                "error": error, "report": result and result.report, "calls": model.calls,
-                "state": {path.name: path.read_bytes() for path in (folder / "runs").rglob("resume*") if path.is_file()}})
-        return found
+        return [once(ahead, config, happens, hooks(), resume) for ahead in (False, True)]
+
+    def once(ahead: bool, config: LoomConfig, happens: Callable, hooks: dict[str, Any], resume: bool) -> dict[str, Any]:
+        monkeypatch.setattr(State, "skips_by_itself", ahead)
+        model.calls, model.happens = 0, happens
+        folder, events, steps, error = tmp_path / str(ahead), [], [], ""
+        progress = hooks.pop("progress", lambda now: None)
+        watch = Hooks(progress=lambda now: (steps.append(now), progress(now)), event=lambda name, data: events.append(name), **hooks)
+        try:
+            result = train(model, dataset, config, loras_folder=folder / "loras", runs_folder=folder / "runs", hooks=watch, resume="toy" if resume else "")
+        except (LoomError, RuntimeError, Interrupt) as raised:
+            result, error = None, f"{type(raised).__name__}: {raised}"
+        metrics = folder / "runs" / "toy" / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        keep = ("step", "loss", "smoothed_loss", "learning_rate", "grad_norm", "validation_loss")
+        return {
+            "files": {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}, "steps": [now.step for now in steps if now.phase == "train"],
+            "metrics": [{name: line.get(name) for name in keep} for line in lines], "events": [name for name in events if name != "estimate"],
+            "error": error, "report": result and result.report, "calls": model.calls}
 
     return run
 

@@ -17,7 +17,7 @@ CHANGED = LoomConfig().replace(
           "min_snr_gamma": 0.0, "noise_offset": 0.1, "caption_dropout": 0.5, "preservation": 2.0, "preservation_words": ("dog", "cat")},
     data={"shuffle_tags": True, "keep_tokens": 2, "tag_dropout": 0.2, "caption_variants": 5, "cache": False},
     train={"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "bf16",
-           "gradient_checkpointing": True, "memory_budget": 7.5, "base_precision": "nf4", "plain_layers": True, "seed": 2**64 - 1, "validation_steps": 5, "validation_split": 0.25, "pictures": (3, 300)},
+           "gradient_checkpointing": True, "memory_budget": 7.5, "base_precision": "nf4", "compile": "always", "plain_layers": True, "seed": 2**64 - 1, "validation_steps": 5, "validation_split": 0.25, "pictures": (3, 300)},
     output={"name": "织机 v1.0", "save_steps": 10, "keep_checkpoints": 2, "save_minutes": 2.5, "save_dtype": "fp32"},
     samples={"sample_steps": 50, "sample_prompts": ("a cat", "一只狗"), "sample_negative": "blurry", "sample_seed": 4, "sample_cfg": 5.5},
 )

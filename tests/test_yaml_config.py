@@ -45,6 +45,7 @@ gradient_checkpointing: true
 plain_layers: true
 memory_budget: 5.5
 base_precision: nf4
+compile: never
 mixed_precision: bf16
 seed: 42
 resolution: 768
@@ -162,7 +163,7 @@ def test_every_key_arrives(folder):
                  "mode_scale": 1.0, "timestep_shift": "constant", "shift": 2.5, "unmasked_weight": 0.2, "min_snr_gamma": 4.0, "noise_offset": 0.03, "caption_dropout": 0.2, "preservation": 1.5, "preservation_words": ["mug", "cup"]},
         "data": {"shuffle_tags": True, "keep_tokens": 2, "tag_dropout": 0.1, "caption_variants": 4, "cache": False},
         "train": {"steps": 0, "epochs": 7, "batch_size": 2, "gradient_accumulation_steps": 3, "precision": "bf16",
-                  "gradient_checkpointing": True, "memory_budget": 5.5, "base_precision": "nf4", "plain_layers": True, "seed": 42,
+                  "gradient_checkpointing": True, "memory_budget": 5.5, "base_precision": "nf4", "compile": "never", "plain_layers": True, "seed": 42,
                   "validation_steps": 100, "validation_split": 0.2, "pictures": [10, 20]},
         "samples": {"sample_steps": 25, "sample_prompts": ["a mug", "一只杯子"], "sample_negative": "blurry", "sample_seed": 9, "sample_cfg": 4.0},
         "output": {"name": "my_织机", "save_steps": 50, "keep_checkpoints": 3, "save_minutes": 3.0, "save_dtype": "bf16"},

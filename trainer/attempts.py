@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -12,15 +13,17 @@ import torch
 from . import estimate, loop
 from .adapters import Adapter, adapted
 from .backbones.protocol import TrainableModel
+from .compiling import Compiling
 from .config import LoomConfig
 from .data.batches import batches
 from .data.cache import FOLDER, Cache
 from .data.dataset import Dataset
 from .data.encoding import encode
-from .devices import capped
+from .devices import capped, compiles_by_itself
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
+from .layers.compiled import Blocks, of_the_compiler
 from .objective import Objective
 from .runs import logs
 from .runs.saver import Saver
@@ -51,6 +54,7 @@ class Attempts:
         _log.info("%d pictures and captions encoded, %d taken from the cache", cache.made, cache.found)
         self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded)
         model.release_encoders(text_encoders=not live_text)
+        self.compiling = self._compiling()
 
     def train(self) -> State:
         """The state that the run ended with. What was learned is saved on every way out."""
@@ -60,7 +64,8 @@ class Attempts:
                 # a host brings its model in as it is, before there is anything of ours in its tree
                 with self.model.training(self.config.train.precision, self.config.adapter.train_text_encoder, fitting.checkpointing,
                                          largest=self._largest(fitting), offload=fitting.offload,
-                                         plain=self.config.train.plain_layers, in_nf4=self.config.train.in_nf4), \
+                                         plain=self.config.train.plain_layers, in_nf4=self.config.train.in_nf4,
+                                         blocks=self.compiling and self.compiling.blocks), \
                         adapted(self.model, self.config.adapter, self.config.train.seed, self.first) as adapters:
                     fitting = self._attempt(adapters, fitting)
             except LoomError as error:
@@ -83,7 +88,16 @@ class Attempts:
     def notes(self) -> list[str]:
         """What the report says beside the state."""
         notes = [f"So that it fits into memory, these were changed: {', '.join(self.changes)}"] if self.changes else []
+        notes += self.compiling.notes() if self.compiling else []
         return notes + ([f"No more samples after {self.pictures.failure}"] if self.pictures.failure else [])
+
+    def _compiling(self) -> Compiling | None:
+        train = self.config.train
+        if train.compile == "never" or train.plain_layers or train.in_nf4 or train.compile == "auto" and not compiles_by_itself(self.model.device):
+            return None
+        rows = Counter(row.shape for row in self.encoded.rows)
+        sizes = sum(1 + (count > train.batch_size and count % train.batch_size > 0) for count in rows.values())  # the last batch of a shape may be smaller
+        return Compiling(Blocks(), train.compile, sizes, self.hooks)
 
     def _attempt(self, adapters: list[Adapter], fitting: Fitting) -> Fitting | None:
         """Train to the end; or the cheaper way to be tried next, because memory will not or did not suffice."""
@@ -100,15 +114,13 @@ class Attempts:
         try:
             with capped(self.model.device, self._cap(needs)):
                 self._loop(objective, fitting)
-        except torch.OutOfMemoryError:
-            if cheaper is None:
+        except BaseException as error:
+            again = self._after(error, cheaper, fitting, needs)
+            if again is None:
                 self.saver.finish(state)
                 raise
             self.written = state.written()  # as after the last whole step
-            return self._instead("out of memory", cheaper, fitting, needs)
-        except BaseException:
-            self.saver.finish(state)
-            raise
+            return again
         self.saver.finish(state)
         return None
 
@@ -123,6 +135,9 @@ class Attempts:
 
         watch = self.saver.watching(state, self.log)
         watch = pictures.watching(state, watch)
+        if self.compiling is not None:
+            watch = self.compiling.watching(watch)
+            self.compiling.begin()
         watch = estimate.Clock(self.hooks, partial(_between, config, self.steps, pictures, len(self.checked))).watching(watch)
         if config.samples.sample_steps and not state.step:
             pictures.draw(state)
@@ -130,6 +145,14 @@ class Attempts:
         with torch.enable_grad():
             loop.train(state, objective, lambda skip: source(skip=skip), config, replace(self.hooks, progress=watch),
                        validate if config.train.validation_steps else None, fitting.split)
+
+    def _after(self, error: BaseException, cheaper: Fitting | None, fitting: Fitting, needs: estimate.Memory | None) -> Fitting | None:
+        """The way in which the run goes on after that error; None where it ends with it."""
+        memory = isinstance(error, torch.OutOfMemoryError)
+        if self.compiling is not None and self.compiling.blocks.on and (memory or of_the_compiler(error)):
+            self.compiling.failed(error, self.state.step + 1)
+            return fitting
+        return self._instead("out of memory", cheaper, fitting, needs) if memory and cheaper is not None else None
 
     def _begin(self, adapters: list[Adapter]) -> None:
         """A new run's start, or where it was."""

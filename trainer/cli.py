@@ -216,6 +216,9 @@ class Terminal:
         elif name in ("out of memory", "will not fit"):
             self.end_line()
             print(f"note: {name}, so {data['change']}; a step needs {data['needed']}", flush=True)
+        elif name == "compiling":
+            self.end_line()
+            print(f"note: {data['change']}", flush=True)
         elif name == "sample":
             self.end_line()
             print(f"samples of step {data['step']}: {', '.join(map(str, data['paths']))}")

@@ -26,6 +26,7 @@ TIMESTEP_SAMPLINGS = ("auto", "uniform", "logit_normal", "mode")
 TIMESTEP_SHIFTS = ("auto", "none", "constant", "resolution")
 PRECISIONS = ("auto", "fp32", "bf16")
 BASE_PRECISIONS = ("as loaded", "nf4")
+COMPILE = ("auto", "never", "always")
 SAVE_DTYPES = ("fp16", "bf16", "fp32")
 
 
@@ -212,6 +213,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     memory_budget: float = 0.0  # GB that a run may take on the device, the base model included; 0: what is free
     plain_layers: bool = False  # torch's and PEFT's own layers, which are slower and keep more: to compare with
+    compile: str = "auto"  # the base model's blocks through torch.compile: compiling.py
     seed: int = 0
     validation_steps: int = 0  # validation loss every so many steps; 0 switches it off
     validation_split: float = 0.1  # the share of pictures held out for it; 0: on the training pictures
@@ -226,6 +228,7 @@ class TrainConfig:
         _limit("LoRAConfig", "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 1024)
         _choice("LoRAConfig", "precision", self.precision, PRECISIONS)
         _choice("LoRAConfig", "base_precision", self.base_precision, BASE_PRECISIONS)
+        _choice("LoRAConfig", "compile", self.compile, COMPILE)
         _limit("TrainLoRA", "seed", self.seed, 0, 2**64 - 1)
         _limit("LoRAConfig", "memory_budget", self.memory_budget, 0, 1024)
         _limit("LoRAConfig", "validation_steps", self.validation_steps, 0, 1_000_000)

@@ -51,6 +51,15 @@ def fast_in_bf16(device: Any) -> bool:
     return str(device) == "cpu" and _bf16_instructions() is True
 
 
+def compiles_by_itself(device: Any) -> bool:
+    """Whether torch.compile is worth trying there unasked: its compiler for GPUs is there. On a CPU it takes minutes and gains little."""
+    if device.type != "cuda":
+        return False
+    from torch.utils._triton import has_triton
+
+    return has_triton()
+
+
 def free_memory(device: Any) -> int | None:
     """Bytes that torch may still take there; None where nobody knows."""
     import torch

@@ -175,6 +175,21 @@ def test_loss_curves_equal_diffusers(comfy: SimpleNamespace, toy: tuple, dataset
         assert value.shape == theirs.lora[key].shape, key
 
 
+def test_compiled_blocks_learn_the_same(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that ComfyUI made in inference mode too; blocks that tell ComfyUI's patches which they are, compiled once for all that are alike."""
+    from lora_loom.trainer import attempts
+    from lora_loom.trainer.layers.compiled import Blocks
+
+    made = Blocks("aot_eager")
+    monkeypatch.setattr(attempts, "Blocks", lambda: made)
+    config = CONFIG.replace(train={"steps": 4, "batch_size": 1, "gradient_checkpointing": True}, adapter={"targets": "all linear+conv"})
+    never = run(comfy.Model(*toy), dataset, config, tmp_path / "never")
+    always = run(comfy.Model(*toy), dataset, config.replace(train={"compile": "always"}), tmp_path / "always")
+    count = sum(type(m).__name__ in ("BasicTransformerBlock", "ResBlock") for m in toy[0].model.diffusion_model.modules())
+    assert 2 <= made.compilations < count and not made.failed, made.failed
+    assert always.losses == pytest.approx(never.losses, rel=1e-4)
+
+
 def test_the_same_seed_gives_the_same_bytes(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path) -> None:
     config = CONFIG.replace(adapter={"targets": "all linear+conv", "train_text_encoder": True})
     first = run(comfy.Model(*toy), dataset, config, tmp_path / "first").path.read_bytes()

@@ -154,20 +154,20 @@ def test_rare_settings_fold_away_on_the_classic_canvas(comfy, page):
     if comfy.which == "oldest":  # its page makes room even for what is hidden: everything stays in sight
         assert folded["label"] == "" and folded["seen"] > 40
         return
-    assert folded["label"].startswith("▸ 41 more settings") and folded["seen"] < 20 and folded["height"] < 600
+    assert folded["label"].startswith("▸ 42 more settings") and folded["seen"] < 20 and folded["height"] < 600
     press = "() => window.app.graph.getNodeById(4).widgets.find((w) => w.name === 'lora_loom_fold').callback()"
     page.evaluate(press)
     opened = page.evaluate(FOLD)
     assert opened["label"] == "▾ Fewer settings" and opened["seen"] > 40 and opened["height"] > 900
     set_widget(page, 4, "huber_c", 0.5)
     page.evaluate(press)
-    assert page.evaluate(FOLD)["label"] == "▸ 41 more settings · 1 changed"
+    assert page.evaluate(FOLD)["label"] == "▸ 42 more settings · 1 changed"
     # saved and opened again, every value is in its place, the folded ones too
     page.evaluate("async () => window.app.loadGraphData(window.app.graph.serialize())")
-    assert page.evaluate(FOLD)["label"] == "▸ 41 more settings · 1 changed"
+    assert page.evaluate(FOLD)["label"] == "▸ 42 more settings · 1 changed"
     assert widget(page, 4, "huber_c") == 0.5 and widget(page, 4, "save_dtype") == "fp16"
     prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")["4"]["inputs"]
-    assert prompt["huber_c"] == 0.5 and "lora_loom_fold" not in prompt and len(prompt) == 58
+    assert prompt["huber_c"] == 0.5 and "lora_loom_fold" not in prompt and len(prompt) == 59
 
 
 def test_run_shows_the_previews(comfy, page):

@@ -466,6 +466,19 @@ def test_checkpointing_changes_no_gradient(family, tmp_path: Path) -> None:
     assert results[1].losses == pytest.approx(results[0].losses, rel=1e-5)
 
 
+def test_compiled_blocks_train_as_they_are(family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_loom.trainer import attempts
+    from lora_loom.trainer.layers.compiled import Blocks
+
+    made = [Blocks("aot_eager")]
+    monkeypatch.setattr(attempts, "Blocks", lambda: made[0])
+    dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
+    results = [train(open_model(family), dataset, CONFIG.replace(train={"compile": wanted, "batch_size": 1}), loras_folder=tmp_path / wanted, runs_folder=tmp_path / "runs")
+               for wanted in ("never", "always")]
+    assert made[0].compilations and not made[0].failed
+    assert results[1].losses == pytest.approx(results[0].losses, rel=1e-4)
+
+
 def test_blocks_in_4_bits_train_nearly_as_they_are(family, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     if family[0] in ("flux", "qwen_image", "lumina2") and not os.environ.get("LORA_LOOM_HEAVY"):

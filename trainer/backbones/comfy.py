@@ -23,6 +23,7 @@ import torch.utils.checkpoint
 from ..devices import fast_in_bf16, onto
 from ..errors import LoomError
 from ..layers import nf4, product
+from ..layers.compiled import Blocks
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from .families import FAMILIES, Family
 from .identity import digest, parts_in
@@ -327,7 +328,7 @@ class ComfyModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False, in_nf4: bool = False) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None) -> Iterator[None]:
         manage = comfy.model_management
         self._dtype = compute_dtype(precision, self.device, self.family.cpu_bf16)
         self.load(text_encoders, 1e30 if self.can_offload and (offload or in_nf4) else self._room(largest, checkpointing))
@@ -344,9 +345,19 @@ class ComfyModel:
                 stack.enter_context(known_as_linear(root))
                 asked = self._pack(stack) if in_nf4 and prefix == "lora_unet" else fetch
                 stack.enter_context(weights_on_demand(root, asked, inplace_inputs=prefix != "lora_unet", plain=plain))
+            if blocks is not None:
+                stack.enter_context(blocks.of(self._recomputed(1), self._lies_ready, _alike))
             for block in self._recomputed(checkpointing):
                 stack.enter_context(replaced_forward(block, checkpointed(block.forward)))
             yield
+
+    def _lies_ready(self, layer: torch.nn.Module) -> bool:
+        """Whether the layer's weight is on the device, and what ComfyUI would compute with."""
+        if getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None):
+            return False
+        held = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+        fits = all(not isinstance(t, QuantizedTensor) and t.device == self.device and t.dtype.itemsize > 1 for t in held)
+        return fits and "pre_quant_scale" not in layer._parameters
 
     def _pack(self, stack: ExitStack) -> Fetch:
         """How layers ask for their weights until the stack ends: those of the blocks lie packed on the device."""
@@ -382,6 +393,13 @@ class ComfyModel:
     def with_lora(self, lora: dict[str, torch.Tensor]):
         """(MODEL, CLIP) clones with the LoRA applied as ComfyUI's LoraLoader does. They survive unloading."""
         return comfy.sd.load_lora_for_models(self.patcher, self.clip, lora, 1.0, 1.0)
+
+
+def _alike(value):
+    """What a block is given, without what tells ComfyUI's patches which block it is: here are none."""
+    if isinstance(value, dict) and "optimized_attention_override" in value:
+        return {"optimized_attention_override": value["optimized_attention_override"]}
+    return value
 
 
 def _copied(value):

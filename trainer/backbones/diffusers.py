@@ -11,6 +11,7 @@ from diffusers import EulerDiscreteScheduler
 from ..devices import best_device, fast_in_bf16, free_memory, onto
 from ..errors import LoomError
 from ..layers import nf4
+from ..layers.compiled import Blocks
 from ..layers.on_demand import weights_on_demand
 from .diffusers_load import Parts, folder_tokenizers, load_parts
 from .families import FAMILIES
@@ -136,7 +137,7 @@ class DiffusersModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False, in_nf4: bool = False) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None) -> Iterator[None]:
         self._dtype = _DTYPES[resolve(precision, str(self.device), self.family.cpu_bf16)]
         for part in self.modules(text_encoders).values():
             # adapters keep their fp32 masters: only the frozen weights follow the compute dtype
@@ -156,6 +157,8 @@ class DiffusersModel:
                 for prefix, part in self.modules(text_encoders).items():
                     asked = self._pack(stack) if in_nf4 and prefix == "lora_unet" else self.fetch
                     stack.enter_context(weights_on_demand(part, asked, plain=plain))
+                if blocks is not None:
+                    stack.enter_context(blocks.of((m for m in self.unet.modules() if type(m).__name__ in self.family.checkpointed), lambda layer: True))
                 yield
         finally:
             if checkpointing:

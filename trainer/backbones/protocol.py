@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..layers.compiled import Blocks
 from ..layers.frozen import Fetch, Weights
 from .families import Family
 
@@ -92,10 +93,10 @@ class TrainableModel(Protocol):
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""
 
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False, in_nf4: bool = False) -> AbstractContextManager[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None) -> AbstractContextManager[None]:
         """Everything that is changed for a run, undone on every way out; entered before there are adapters. `largest` is the
         shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it; offload: they keep the base off the device;
-        checkpointing, plain and in_nf4: see fitting.py, layers/on_demand.py and layers/nf4.py."""
+        checkpointing, plain, in_nf4 and blocks: see fitting.py, layers/on_demand.py, layers/nf4.py and layers/compiled.py."""
 
     def memory(self) -> tuple[int, int | None]:
         """(bytes of the base model on `device`, bytes free there beside it; None where nobody knows), inside `training`."""

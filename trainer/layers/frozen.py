@@ -132,6 +132,22 @@ class RMSNorm(torch.autograd.Function):
         return (r * grad - wide * r ** 3 * (grad * wide).mean(dims, keepdim=True)).to(x.dtype), None, None
 
 
+def as_it_lies(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the layer's function computes, in operations that torch's compiler knows, with the weight where it lies."""
+    cast = lambda t: None if t is None else t.to(x.dtype)
+    weight, bias = cast(layer.weight), cast(getattr(layer, "bias", None))
+    if isinstance(layer, torch.nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(layer, torch.nn.Conv2d):
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if isinstance(layer, torch.nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    if isinstance(layer, torch.nn.LayerNorm):
+        x = x if layer.elementwise_affine else x.clone()  # see _PlainLayerNorm; the compiler makes no copy of it
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    return F.rms_norm(x, layer.normalized_shape, weight, layer.eps)
+
+
 def function_for(layer: torch.nn.Module) -> type[torch.autograd.Function] | None:
     """The frozen function that equals this layer's forward, or None where only its own forward will do."""
     if isinstance(layer, torch.nn.Linear):

@@ -87,6 +87,8 @@ def low_rank(x: torch.Tensor, layer: torch.nn.Module, down: torch.Tensor, up: to
 
 
 def fusible(layer: torch.nn.Module) -> bool:
-    """Whether its weight is on demand (on_demand.py) and nobody listens at it."""
+    """Whether its weight is on demand (on_demand.py), nobody listens at it, and no compiler does this better."""
+    if torch.compiler.is_compiling():  # it sees both as one anyway
+        return False
     heard = getattr(layer, "_forward_hooks", None) or getattr(layer, "_forward_pre_hooks", None)
     return isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) and "loom_fetch" in layer.__dict__ and not heard and getattr(layer, "groups", 1) == 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import pointwise, product, recipes
-from .frozen import Fetch, function_for
+from .frozen import Fetch, as_it_lies, function_for
 from .low_rank import fusible
 from .recipes import Recipe, note, recipe
 
@@ -48,11 +48,11 @@ def _activation(layer: torch.nn.Module) -> Callable | None:
 
 def _geglu(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Its projection is four times as wide as what it makes it from, twice over: where it is cheap it is made again rather than kept."""
-    proj, source = self.proj, recipe(x)
+    proj = self.proj
     if not fusible(proj) or proj.in_features > CHEAP:
         return pointwise.geglu(proj(x))
 
-    fetch = proj.loom_fetch
+    fetch, source = proj.loom_fetch, recipe(x)
 
     def halves(made: torch.Tensor) -> torch.Tensor:
         with fetch(proj, made) as (weight, bias):
@@ -73,7 +73,7 @@ def replaced_forward(module: torch.nn.Module, forward: Callable) -> Iterator[Non
             del module.forward
 
 
-def _replaced(layer: torch.nn.Module) -> bool:
+def replaced(layer: torch.nn.Module) -> bool:
     """Whether somebody else's `forward` stands in for the layer's own. Some put the layer's own back as an attribute."""
     forward = layer.__dict__.get("forward")
     own = getattr(forward, "__self__", None) is layer and getattr(forward, "__func__", None) is type(layer).forward
@@ -87,7 +87,7 @@ def _ask_for_gradients(parameters: list[torch.nn.Parameter], wanted: bool) -> No
 
 
 @contextmanager
-def _usable(module: torch.nn.Module) -> Iterator[None]:
+def usable(module: torch.nn.Module) -> Iterator[None]:
     """Parameters and buffers that a module uses by itself, seen through normal tensors on the same storage: autograd refuses to keep inference tensors."""
     before = {(store, name): value for store in ("_parameters", "_buffers") for name, value in getattr(module, store).items()
               if value is not None and value.is_inference()}
@@ -115,9 +115,9 @@ def weights_on_demand(root: torch.nn.Module, fetch: Fetch, inplace_inputs: bool 
         for layer in root.modules():
             if inplace_inputs and isinstance(layer, torch.nn.LayerNorm):
                 _marked(stack, layer, "loom_inplace_input", True)
-            forward = None if _replaced(layer) else _frozen(layer, fetch, plain)
+            forward = None if replaced(layer) else _frozen(layer, fetch, plain)
             if forward is None:
-                stack.enter_context(_usable(layer))
+                stack.enter_context(usable(layer))
                 continue
             if not plain:
                 _marked(stack, layer, "loom_fetch", fetch)
@@ -135,11 +135,14 @@ def _frozen(layer: torch.nn.Module, fetch: Fetch, plain: bool) -> Callable | Non
     function, again = function_for(layer), None if plain else _again(layer)
     if function is None:
         return None if plain else _activation(layer)
-    if again is None:
-        return lambda self, x: function.apply(x, self, fetch)
+
+    def alone(self, x):
+        return as_it_lies(self, x) if torch.compiler.is_compiling() else function.apply(x, self, fetch)
 
     def forward(self, x):
+        if torch.compiler.is_compiling():
+            return as_it_lies(self, x)
         x = x.contiguous()  # what the function keeps
         return note(function.apply(x, self, fetch), Recipe((x,), lambda kept: again(self, kept, fetch)))
 
-    return forward
+    return forward if again else alone

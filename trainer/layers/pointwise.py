@@ -59,6 +59,8 @@ def _geglu(halves: torch.Tensor) -> torch.Tensor:
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """torch's own where x has no recipe: it keeps x too."""
+    if torch.compiler.is_compiling():
+        return F.silu(x)
     source = recipes.recipe(x)
     if source.tensors[0] is x:
         return F.silu(x)
@@ -66,7 +68,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 
 
 def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
-    if x.shape[-1] < 4 * recipes.WIDE:
+    if x.shape[-1] < 4 * recipes.WIDE or torch.compiler.is_compiling():
         return F.gelu(x, approximate=approximate)
     source = recipes.recipe(x)
     return recipes.note(_Gelu.apply(x, source, approximate), recipes.then(source, lambda made: F.gelu(made, approximate=approximate)))
@@ -74,7 +76,7 @@ def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
 
 def geglu(halves: torch.Tensor, source: Recipe | None = None) -> torch.Tensor:
     """(…, 2n) -> (…, n). source: what makes the halves, where that is known better than they tell."""
-    if halves.shape[-1] < 4 * recipes.WIDE:
+    if halves.shape[-1] < 4 * recipes.WIDE or torch.compiler.is_compiling():
         return _geglu(halves)
     source = source or recipes.recipe(halves)
     return recipes.note(_Geglu.apply(halves, source), recipes.then(source, _geglu))

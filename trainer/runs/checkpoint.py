@@ -19,7 +19,7 @@ FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
 # What may change between a run's start and its resumption: how long it goes on, what is written when, and what is not read again.
 FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("train", "plain_layers"),
-        ("train", "memory_budget"), ("output", None), ("samples", None), ("data", "cache"), ("adapter", "init_lora")}
+        ("train", "compile"), ("train", "memory_budget"), ("output", None), ("samples", None), ("data", "cache"), ("adapter", "init_lora")}
 
 
 def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ const WORDS = {
         sampleAt: (n) => `step ${n}`, needs: (m) => `Memory: about ${size(m.base + m.lora + m.optimizer + m.step)}: base model ${size(m.base)}, LoRA ${size(m.lora)}, optimizer ${size(m.optimizer)}, a step ${size(m.step)}`
             + (m.free === null ? "" : `; free for the last two ${size(m.free)}`), willTake: (t) => `The run takes about ${t}`, apply: "Set", on: "on", off: "off", comma: ", ", applied: "Set. Press Run to try again.", notThere: (names) => `no widget here is called ${names}`,
         resume: "Resume", resumeTip: "Sets resume to this run; press Run to go on", resumed: "resume is set: press Run to go on",
-        messages: { step_skipped: (m) => `step ${m.step} was skipped: loss ${m.loss}`, out_of_memory: (m) => `out of memory at step ${m.step}: ${m.change}`, will_not_fit: (m) => `it would not fit: ${m.change}`,
+        messages: { step_skipped: (m) => `step ${m.step} was skipped: loss ${m.loss}`, out_of_memory: (m) => `out of memory at step ${m.step}: ${m.change}`, will_not_fit: (m) => `it would not fit: ${m.change}`, compiling: (m) => `step ${m.step}: ${m.change}`,
             sample_failed: (m) => `no sample at step ${m.step}: ${m.reason}`, checkpoint_failed: (m) => `step ${m.step} could not be saved: ${m.reason}`, checkpoint: (m) => `saved at step ${m.step} (${m.kind})` },
     },
     zh: {
@@ -26,7 +26,7 @@ const WORDS = {
         sampleAt: (n) => `第 ${n} 步`, needs: (m) => `内存：约 ${size(m.base + m.lora + m.optimizer + m.step)}：基础模型 ${size(m.base)}，LoRA ${size(m.lora)}，优化器 ${size(m.optimizer)}，每步 ${size(m.step)}`
             + (m.free === null ? "" : `；后两项可用 ${size(m.free)}`), willTake: (t) => `整个训练约需 ${t}`, apply: "设为", on: "开", off: "关", comma: "，", applied: "已设置，请按“运行”重试。", notThere: (names) => `这里没有名为 ${names} 的设置`,
         resume: "继续", resumeTip: "把 resume 设为本次训练，再按“运行”即可继续", resumed: "已设置 resume：按“运行”继续",
-        messages: { step_skipped: (m) => `第 ${m.step} 步已跳过：损失 ${m.loss}`, out_of_memory: (m) => `第 ${m.step} 步显存不足：${m.change}`, will_not_fit: (m) => `显存放不下：${m.change}`,
+        messages: { step_skipped: (m) => `第 ${m.step} 步已跳过：损失 ${m.loss}`, out_of_memory: (m) => `第 ${m.step} 步显存不足：${m.change}`, will_not_fit: (m) => `显存放不下：${m.change}`, compiling: (m) => `第 ${m.step} 步：${m.change}`,
             sample_failed: (m) => `第 ${m.step} 步未能出图：${m.reason}`, checkpoint_failed: (m) => `第 ${m.step} 步未能保存：${m.reason}`, checkpoint: (m) => `已在第 ${m.step} 步保存（${m.kind}）` },
     },
 };

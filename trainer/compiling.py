@@ -1,0 +1,98 @@
+"""Whether compiled blocks (layers/compiled.py) pay within a run: tried where they may, and kept where the steps become faster."""
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .hooks import Hooks, Progress
+from .layers.compiled import Blocks, in_short
+
+SAVED = 0.12  # of a step, at the least: others measured 14 to 35 % on GPUs
+EACH = 15.0  # seconds that a compilation takes, forward and backward
+FASTER = 0.98  # of a step as it was: a gain below that is chance
+FAILED = "blocks are no longer compiled: the compiler failed"
+SLOWER = "blocks are no longer compiled: steps did not become faster"
+_TIMED = 6  # steps on each side
+
+
+def pays(step: float, left: int, compilations: int) -> bool:
+    """Whether `left` steps of so many seconds save twice what that many compilations take."""
+    return step * left * SAVED > 2 * compilations * EACH
+
+
+class Compiling:
+    """Switches a run's blocks on and off. wanted: "auto" tries them where they may pay, "always" has them from the first step."""
+
+    def __init__(self, blocks: Blocks, wanted: str, sizes: int, hooks: Hooks) -> None:
+        """sizes: how many shapes of micro-batches the run has; each is compiled by itself."""
+        self.blocks, self.wanted, self.sizes, self.hooks = blocks, wanted, sizes, hooks
+        self.before: list[float] = []  # seconds a step, as blocks are and compiled
+        self.after: list[float] = []
+        self.taken = 0.0  # seconds, for compiling
+        self._left, self._known, self._judged = time.monotonic(), 0, wanted != "auto"
+
+    def begin(self) -> None:
+        """Before the first step of an attempt."""
+        self.blocks.on = self.wanted == "always" and self.blocks.usable
+        self.before.clear()
+        self.after.clear()
+        self._left = time.monotonic()
+
+    def watching(self, then: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """The progress hook `then`, and a look at how long the step took."""
+
+        def progress(now: Progress) -> None:
+            seconds, compiled = time.monotonic() - self._left, self.blocks.compilations
+            if compiled > self._known:
+                self.taken += seconds
+            elif now.validation_loss is None:
+                (self.after if self.blocks.on else self.before).append(seconds)
+            self._known = compiled
+            then(now)
+            self._decide(now)
+            self._left = time.monotonic()
+
+        return progress
+
+    def failed(self, error: BaseException, step: int) -> None:
+        """Compiled blocks broke off that step: their compiler, or memory that ran out."""
+        self.blocks.stop(in_short(error))
+        self._say(step, "blocks are no longer compiled: memory ran out" if isinstance(error, torch.OutOfMemoryError) else FAILED)
+
+    def notes(self) -> list[str]:
+        """What the report says of it."""
+        if self.blocks.failed and self.wanted == "always":
+            return [f"Blocks could not be compiled: {'; '.join(sorted(set(self.blocks.failed.values())))}"]
+        if not self.blocks.on or len(self.after) < _TIMED or len(self.before) < _TIMED:
+            return []
+        return [f"Compiled blocks made a step {_median(self.before) / _median(self.after):.2f} times as fast, after {self.taken:.0f} s of compiling"]
+
+    def _decide(self, now: Progress) -> None:
+        if self._judged:
+            return
+        if not self.blocks.on and len(self.before) == _TIMED:
+            self.blocks.on = self.blocks.usable and pays(_median(self.before), now.total - now.step, self.blocks.kinds * self.sizes)
+            self._judged = not self.blocks.on
+            if self.blocks.on:
+                self._say(now.step, "blocks are compiled from here on")
+        elif self.blocks.on and len(self.after) == _TIMED:
+            self._judged = True
+            if _median(self.after) > FASTER * _median(self.before):
+                self.blocks.stop(SLOWER)
+                self._say(now.step, SLOWER)
+        elif not self.blocks.on and self.blocks.failed:
+            self._judged = True
+            self._say(now.step, FAILED)
+
+    def _say(self, step: int, change: str) -> None:
+        facts: dict[str, Any] = {"step": step, "change": change}
+        self.hooks.event("compiling", facts)
+
+
+def _median(seconds: list[float]) -> float:
+    """Of all but the first, which a change slows."""
+    return statistics.median(seconds[1:])

@@ -1,0 +1,117 @@
+"""A network's repeated blocks through torch.compile, each kind once (regional compilation), and as they are wherever that fails.
+
+Inside a compiled block frozen layers and adapters are plain operations on weights where they lie (`torch.compiler.is_compiling` tells them), so that
+torch's compiler fuses what lies between the products, and decides itself what is kept for backward.
+"""
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from .on_demand import replaced, replaced_forward, usable
+
+SHAPES = 64  # of one kind of block, at most: each is compiled by itself
+_log = logging.getLogger("lora_loom")
+
+
+class Blocks:
+    """Blocks that run compiled while `on`, in steps; what is drawn or checked between them runs as ever.
+
+    `failed` says of each kind of block why it does not, by the class's name; `compilations` counts what has been compiled."""
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.on, self.failed, self.compilations = False, {}, 0
+        self._backend, self._entries = backend, {}
+        self._shapes: set[tuple] = set()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a kind of block is there that can be compiled, as far as is known."""
+        return any(kind not in self.failed for kind, *_ in self._shapes)
+
+    @property
+    def kinds(self) -> int:
+        """How many compilations a picture's size takes, or fewer: blocks of other weights are other ones."""
+        return len({shape for shape in self._shapes if shape[0] not in self.failed})
+
+    @contextmanager
+    def of(self, blocks: Iterable[torch.nn.Module], ready: Callable[[torch.nn.Module], bool],
+           tidy: Callable[[object], object] = lambda value: value) -> Iterator[None]:
+        """Inside, those of the blocks go through here whose layers are all `ready`: their weights lie on the device, to be multiplied with as they are.
+
+        To be entered after `weights_on_demand`, and before adapters are in the tree. tidy: what a block is given, as it is to be given to a
+        compiled one: whatever differs from block to block means another compilation."""
+        import torch._dynamo
+
+        with ExitStack() as stack:
+            stack.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES))
+            stack.callback(self._entries.clear)  # and what was compiled goes with its code
+            for block in blocks:
+                layers = [layer for layer in block.modules() if layer._parameters or layer._buffers]
+                if replaced(block) or not all(map(ready, layers)):
+                    continue
+                for layer in layers:
+                    stack.enter_context(usable(layer))
+                self._shapes.add((type(block).__name__, *(tuple(p.shape) for p in block.parameters())))
+                stack.enter_context(replaced_forward(block, self._forward(tidy)))
+            yield
+
+    def stop(self, why: str) -> None:
+        """Off, for all that is left of the run."""
+        self.on = False
+        for kind, *_ in self._shapes:
+            self.failed.setdefault(kind, why)
+
+    def _forward(self, tidy: Callable[[object], object]) -> Callable:
+        def forward(block, *args, **kwargs):
+            kind = type(block)
+            if not self.on or kind.__name__ in self.failed or not torch.is_grad_enabled():
+                return kind.forward(block, *args, **kwargs)
+            try:
+                return self._entry(kind)(block, *map(tidy, args), **{name: tidy(value) for name, value in kwargs.items()})
+            except Exception as error:
+                if not of_the_compiler(error):
+                    raise
+                self.failed[kind.__name__] = in_short(error)
+                _log.info("%s is not compiled: %s", kind.__name__, error)
+                self.on = self.usable
+                return kind.forward(block, *args, **kwargs)
+
+        return forward
+
+    def _entry(self, kind: type[torch.nn.Module]) -> Callable:
+        """The kind's forward, compiled. Its code is a copy, which torch's cache goes by: with the copy it is gone."""
+        if kind not in self._entries:
+            method = kind.forward
+
+            def entry(block, *args, **kwargs):
+                return method(block, *args, **kwargs)
+
+            copy = types.FunctionType(entry.__code__.replace(co_name=f"loom_{kind.__name__}"), entry.__globals__, None, None, entry.__closure__)
+            copy.__kwdefaults__ = entry.__kwdefaults__
+            self._entries[kind] = torch.compile(copy, fullgraph=True, dynamic=False, backend=self._compile)
+        return self._entries[kind]
+
+    def _compile(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        self.compilations += 1
+        options = {"config_patches": {"fallback_random": True}} if self._backend == "inductor" else {}  # draws as the layers themselves would
+        return torch._dynamo.lookup_backend(self._backend)(graph, inputs, **options)
+
+
+def of_the_compiler(error: BaseException | None) -> bool:
+    """Whether torch's compiler raised it, or what came before it."""
+    while error is not None:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch", "triton")):
+            return True
+        error = error.__cause__
+    return False
+
+
+def in_short(error: BaseException) -> str:
+    error = getattr(error, "inner_exception", error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
