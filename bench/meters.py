@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 from bases import Base
+from torch._subclasses.fake_tensor import FakeTensor
 
 CPU = torch.device("cpu")
 SMALL = 4096  # values: below this a parameter may well look like another by chance, and weighs nothing
@@ -66,6 +67,8 @@ class Weights:
         found: dict[int, int] = {}
         for thing in gc.get_objects():
             if issubclass(type(thing), torch.Tensor) and tuple(thing.shape) in self.heads and thing.device == CPU:
+                if isinstance(thing, FakeTensor):  # of torch's compiler, without values
+                    continue
                 storage = thing.untyped_storage()
                 if storage.data_ptr() in self.own or storage.nbytes() == 0:
                     continue

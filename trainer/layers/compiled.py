@@ -27,6 +27,7 @@ class Blocks:
         self.on, self.failed, self.compilations = False, {}, 0
         self._backend, self._entries = backend, {}
         self._shapes: set[tuple] = set()
+        self._until = ExitStack()  # what ends with the run
 
     @property
     def usable(self) -> bool:
@@ -45,10 +46,8 @@ class Blocks:
 
         To be entered after `weights_on_demand`, and before adapters are in the tree. tidy: what a block is given, as it is to be given to a
         compiled one: whatever differs from block to block means another compilation."""
-        import torch._dynamo
-
-        with ExitStack() as stack:
-            stack.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES))
+        with ExitStack() as self._until:
+            stack = self._until
             stack.callback(self._entries.clear)  # and what was compiled goes with its code
             for block in blocks:
                 layers = [layer for layer in block.modules() if layer._parameters or layer._buffers]
@@ -85,6 +84,10 @@ class Blocks:
 
     def _entry(self, kind: type[torch.nn.Module]) -> Callable:
         """The kind's forward, compiled. Its code is a copy, which torch's cache goes by: with the copy it is gone."""
+        if not self._entries:  # its import takes a second or two
+            import torch._dynamo
+
+            self._until.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES))
         if kind not in self._entries:
             method = kind.forward
 

@@ -36,7 +36,7 @@ export class RunsPanel {
     constructor(place) {
         listStyle();
         const w = words();
-        Object.assign(this, { runs: [], shown: [], trash: [], chosen: new Set(), current: "", timers: new Map(), dirty: new Set() });
+        Object.assign(this, { runs: [], shown: [], trash: [], chosen: new Set(), current: "", timers: new Map(), dirty: new Set(), asked: 0 });
         place.style.height = "100%";
         this.search = el("input", { type: "text", placeholder: w.search, "aria-label": w.search, spellcheck: false, oninput: () => this.show() });
         const orders = Object.keys(ORDERS).map((id) => el("option", { value: id, textContent: w[id] }));
@@ -78,7 +78,7 @@ export class RunsPanel {
     run(name) { return this.runs.find((run) => run.name === name); }
 
     async refresh() {
-        const asked = (this.asked = (this.asked ?? 0) + 1);
+        const asked = ++this.asked;
         try {
             const found = await allRuns();
             if (this.gone || asked !== this.asked) return;  // a later question has been put: this answer may be older than its
