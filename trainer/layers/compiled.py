@@ -85,9 +85,9 @@ class Blocks:
     def _entry(self, kind: type[torch.nn.Module]) -> Callable:
         """The kind's forward, compiled. Its code is a copy, which torch's cache goes by: with the copy it is gone."""
         if not self._entries:  # its import takes a second or two
-            import torch._dynamo
+            from torch._dynamo import config
 
-            self._until.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES))
+            self._until.enter_context(config.patch(recompile_limit=SHAPES))
         if kind not in self._entries:
             method = kind.forward
 
