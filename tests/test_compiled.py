@@ -97,9 +97,14 @@ def test_in_bf16_the_gradients_are_as_near_to_those_in_fp32(model: backbone.Diff
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch's compiler for CPUs needs a C++ compiler")
 def test_the_same_gradients_from_torchs_own_compiler(model: backbone.DiffusersModel) -> None:
-    adapter, blocks = AdapterConfig(rank=4, alpha=4.0, targets="attention"), Blocks()
-    near(gradients(model, adapter, blocks), gradients(model, adapter, None), 1e-5)
+    adapter, blocks, kept = AdapterConfig(rank=4, alpha=4.0, targets="attention"), Blocks(), []
+    convolutions = {m.weight.shape for m in model.unet.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1)}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((t.shape, t.untyped_storage().data_ptr())) or t, lambda t: t):
+        compiled = gradients(model, adapter, blocks)
+    own = {p.untyped_storage().data_ptr() for p in model.unet.parameters()}
+    near(compiled, gradients(model, adapter, None), 1e-5)
     assert blocks.compilations >= 2 and not blocks.failed
+    assert any(shape in convolutions for shape, _ in kept) and not [shape for shape, place in kept if shape in convolutions and place not in own]
 
 
 def test_blocks_alike_are_compiled_once(model: backbone.DiffusersModel) -> None:
@@ -189,6 +194,26 @@ def test_a_compiler_that_fails_in_backward_costs_no_step(model: backbone.Diffuse
     assert [data for name, data in events if name == "compiling"] == [{"step": 3, "change": FAILED}]
     assert seen == [1, 2, 3, 4] and result.losses == pytest.approx(never.losses, rel=1e-5) and not eager[0].on
     assert "no such kernel" in result.report
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_kind_that_fails_after_blocks_of_it_ran_compiled_costs_no_step(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, eager: list[Blocks],
+                                                                         monkeypatch: pytest.MonkeyPatch, checkpointing: bool) -> None:
+    """Checkpoints then ask in backward for what they did not see in forward."""
+    config = CONFIG.replace(train={"gradient_checkpointing": checkpointing, "steps": 3})
+    never = run(model, dataset, config.replace(train={"compile": "never"}), tmp_path / "never")
+    entry, calls = Blocks._entry, []
+
+    def full(self: Blocks, kind: type) -> Callable:
+        calls.append(kind)
+        if calls.count(kind) == 3:
+            raise torch._dynamo.exc.FailOnRecompileLimitHit("recompile_limit reached")
+        return entry(self, kind)
+
+    monkeypatch.setattr(Blocks, "_entry", full)
+    seen: list[int] = []
+    result = run(model, dataset, config, tmp_path / "limit", progress=lambda now: seen.append(now.step) if now.phase == "train" else None)
+    assert seen == [1, 2, 3] and result.losses == pytest.approx(never.losses, rel=1e-5) and eager[0].failed
 
 
 def test_memory_that_runs_out_first_costs_the_compiled_blocks(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, eager: list[Blocks],

@@ -23,7 +23,7 @@ from .devices import capped, compiles_by_itself
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
-from .layers.compiled import Blocks, of_the_compiler
+from .layers.compiled import Blocks
 from .objective import Objective
 from .runs import logs
 from .runs.saver import Saver
@@ -149,8 +149,7 @@ class Attempts:
     def _after(self, error: BaseException, cheaper: Fitting | None, fitting: Fitting, needs: estimate.Memory | None) -> Fitting | None:
         """The way in which the run goes on after that error; None where it ends with it."""
         memory = isinstance(error, torch.OutOfMemoryError)
-        if self.compiling is not None and self.compiling.blocks.on and (memory or of_the_compiler(error)):
-            self.compiling.failed(error, self.state.step + 1)
+        if self.compiling is not None and self.compiling.broke_off(error, self.state.step + 1):
             return fitting
         return self._instead("out of memory", cheaper, fitting, needs) if memory and cheaper is not None else None
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import CheckpointError
 
 from .hooks import Hooks, Progress
-from .layers.compiled import Blocks, in_short
+from .layers.compiled import Blocks, in_short, of_the_compiler
 
 SAVED = 0.12  # of a step, at the least: others measured 14 to 35 % on GPUs
 EACH = 15.0  # seconds that a compilation takes, forward and backward
@@ -33,7 +34,7 @@ class Compiling:
         self.before: list[float] = []  # seconds a step, as blocks are and compiled
         self.after: list[float] = []
         self.taken = 0.0  # seconds, for compiling
-        self._left, self._known, self._judged = time.monotonic(), 0, wanted != "auto"
+        self._left, self._known, self._judged, self._over = time.monotonic(), 0, wanted != "auto", False
 
     def begin(self) -> None:
         """Before the first step of an attempt."""
@@ -58,10 +59,16 @@ class Compiling:
 
         return progress
 
-    def failed(self, error: BaseException, step: int) -> None:
-        """Compiled blocks broke off that step: their compiler, or memory that ran out."""
-        self.blocks.stop(in_short(error))
-        self._say(step, "blocks are no longer compiled: memory ran out" if isinstance(error, torch.OutOfMemoryError) else FAILED)
+    def broke_off(self, error: BaseException, step: int) -> bool:
+        """Whether it was compiled blocks that broke off that step: their compiler, memory that ran out with them, or a checkpoint around one that
+        was compiled in forward and failed in backward. They are off then, and the step can be tried again."""
+        memory, blocks = isinstance(error, torch.OutOfMemoryError), self.blocks
+        if self._over or not (blocks.on and (memory or of_the_compiler(error)) or blocks.failed and isinstance(error, CheckpointError)):
+            return False
+        self._over = True
+        blocks.stop(in_short(error))
+        self._say(step, "blocks are no longer compiled: memory ran out" if memory else FAILED)
+        return True
 
     def notes(self) -> list[str]:
         """What the report says of it."""
@@ -86,7 +93,8 @@ class Compiling:
                 self._say(now.step, SLOWER)
         elif not self.blocks.on and self.blocks.failed:
             self._judged = True
-            self._say(now.step, FAILED)
+            if not self._over:
+                self._say(now.step, FAILED)
 
     def _say(self, step: int, change: str) -> None:
         facts: dict[str, Any] = {"step": step, "change": change}

@@ -15,6 +15,8 @@ import torch
 from .on_demand import replaced, replaced_forward, usable
 
 SHAPES = 64  # of one kind of block, at most: each is compiled by itself
+# Drawn as the layers themselves would; and no copies of convolutions' weights in another layout, which would be kept for backward.
+INDUCTOR = {"fallback_random": True, "layout_optimization": False}
 _log = logging.getLogger("lora_loom")
 
 
@@ -101,7 +103,7 @@ class Blocks:
 
     def _compile(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
         self.compilations += 1
-        options = {"config_patches": {"fallback_random": True}} if self._backend == "inductor" else {}  # draws as the layers themselves would
+        options = {"config_patches": INDUCTOR} if self._backend == "inductor" else {}
         return torch._dynamo.lookup_backend(self._backend)(graph, inputs, **options)
 
 
