@@ -244,13 +244,13 @@ def test_what_it_is_not_for(model: backbone.DiffusersModel, dataset: Dataset, tm
 class Clock:
     """Steps of so many seconds, one after the other."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: str = "auto", kinds: int = 3, sizes: int = 2) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: str = "auto", kinds: int = 3, sizes: int = 2, room: float | None = None) -> None:
         self.now, self.step, self.events = 100.0, 0, []
         monkeypatch.setattr(compiling.time, "monotonic", lambda: self.now)
         self.blocks = Blocks()
         self.blocks._shapes = {("Block", n) for n in range(kinds)}
         self.compiling = Compiling(self.blocks, wanted, sizes, Hooks(event=lambda name, data: self.events.append((name, data["step"], data["change"]))))
-        self.compiling.begin()
+        self.compiling.begin(room)
         self.watch = self.compiling.watching(lambda now: None)
 
     def steps(self, count: int, seconds: float, total: int = 10_000, compiled: int = 0, validation: float | None = None) -> None:
@@ -287,6 +287,13 @@ def test_a_short_run_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.steps(50, 1.0, total=1000)
     assert not clock.blocks.on and not clock.events  # 12 % of a thousand seconds do not earn six compilations back twice
     assert not pays(1.0, 1000, 6) and pays(1.0, 10_000, 6) and SAVED <= 0.14
+
+
+def test_a_card_that_is_nearly_full_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room, tried in ((1.2, False), (2.0, True)):
+        clock = Clock(monkeypatch, room=room)
+        clock.steps(6, 1.0)
+        assert clock.blocks.on == tried and bool(clock.events) == tried
 
 
 def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,8 @@ class Attempts:
         self._check_budget(needs)
         disk = estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes)
         self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}), "disk": disk + self._cached})
+        if self.compiling is not None:
+            self.compiling.begin(None if needs is None or needs.free is None else (needs.free - needs.optimizer) / max(needs.step, 1))
         try:
             with capped(self.model.device, self._cap(needs)):
                 self._loop(objective, fitting)
@@ -137,7 +139,6 @@ class Attempts:
         watch = pictures.watching(state, watch)
         if self.compiling is not None:
             watch = self.compiling.watching(watch)
-            self.compiling.begin()
         watch = estimate.Clock(self.hooks, partial(_between, config, self.steps, pictures, len(self.checked))).watching(watch)
         if config.samples.sample_steps and not state.step:
             pictures.draw(state)

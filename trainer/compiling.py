@@ -13,6 +13,7 @@ from .hooks import Hooks, Progress
 from .layers.compiled import Blocks, in_short, of_the_compiler
 
 SAVED = 0.12  # of a step, at the least: others measured 14 to 35 % on GPUs
+MORE = 1.6  # times as much as a step holds otherwise: SD1.5 kept 285 MiB for backward instead of 185 (bench/RESULTS.md)
 EACH = 15.0  # seconds that a compilation takes, forward and backward
 FASTER = 0.98  # of a step as it was: a gain below that is chance
 FAILED = "blocks are no longer compiled: the compiler failed"
@@ -34,11 +35,12 @@ class Compiling:
         self.before: list[float] = []  # seconds a step, as blocks are and compiled
         self.after: list[float] = []
         self.taken = 0.0  # seconds, for compiling
-        self._left, self._known, self._judged, self._over = time.monotonic(), 0, wanted != "auto", False
+        self._left, self._known, self._judged, self._over, self._fits = time.monotonic(), 0, wanted != "auto", False, True
 
-    def begin(self) -> None:
-        """Before the first step of an attempt."""
+    def begin(self, room: float | None) -> None:
+        """Before the first step of an attempt. room: how many times what a step takes is free; None where nobody knows."""
         self.blocks.on = self.wanted == "always" and self.blocks.usable
+        self._fits = room is None or room >= MORE
         self.before.clear()
         self.after.clear()
         self._left = time.monotonic()
@@ -82,7 +84,7 @@ class Compiling:
         if self._judged:
             return
         if not self.blocks.on and len(self.before) == _TIMED:
-            self.blocks.on = self.blocks.usable and pays(_median(self.before), now.total - now.step, self.blocks.kinds * self.sizes)
+            self.blocks.on = self.blocks.usable and self._fits and pays(_median(self.before), now.total - now.step, self.blocks.kinds * self.sizes)
             self._judged = not self.blocks.on
             if self.blocks.on:
                 self._say(now.step, "blocks are compiled from here on")
