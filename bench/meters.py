@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import threading
 import time
 import zlib
@@ -13,8 +14,13 @@ import psutil
 import torch
 from bases import Base
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 CPU = torch.device("cpu")
+# attention on CPUs, which torch's counter does not know: the same formulas as on GPUs
+_ALIKE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: torch.ops.aten._scaled_dot_product_flash_attention_backward}
 SMALL = 4096  # values: below this a parameter may well look like another by chance, and weighs nothing
 
 
@@ -78,9 +84,35 @@ class Weights:
         return sum(found.values())
 
 
+class Operations(TorchDispatchMode):
+    """`count` of the floating-point operations inside, forward and backward, by torch's own formulas: products, convolutions, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(_ALIKE.get(func._overloadpacket, func._overloadpacket))
+        if formula is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=made)
+        return made
+
+
+def products_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 3.0) -> float:
+    """Operations a second of this machine's matrix products, at their best."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best, until = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        before = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - before)
+    return 2 * size ** 3 / best
+
+
 class Saved:
     """`bytes` of what autograd keeps for backward in the second step of a run that ticks: storages, each counted once, without weights. What
-    checkpointing computes again is not counted, only what it keeps for that."""
+    checkpointing computes again is not counted, only what it keeps for that. `operations`: those of that step."""
 
     def tick(self, done: int) -> None:
         if done == 1:
@@ -92,6 +124,8 @@ class Saved:
         self._storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t)
         self._hooks.__enter__()
+        self._operations = Operations()
+        self._operations.__enter__()
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -99,6 +133,8 @@ class Saved:
         return tensor
 
     def _end(self) -> None:
+        self._operations.__exit__(None, None, None)
+        self.operations = self._operations.count
         self._hooks.__exit__()
         weights = {t.untyped_storage().data_ptr() for t in gc.get_objects() if issubclass(type(t), torch.nn.Parameter)}
         self.bytes = sum(storage.nbytes() for pointer, storage in self._storages.items() if pointer not in weights)
@@ -143,6 +179,7 @@ class Meter:
     copied: list[int] = field(default_factory=list)
     trained: int = 0
     saved: int = 0  # bytes for backward, of one step
+    operations: int = 0  # floating-point ones, of one step
 
     def tick(self, done: int) -> None:
         now = time.perf_counter()

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from bases import Base, load_random, load_toy, start_comfyui
 from cases import CASES, Run, encoded
-from meters import Meter, Saved, Weights, tidy
+from meters import Meter, Saved, Weights, products_rate, tidy
 from report import heading, table, write
 
 PICTURES = 4  # for the timing: every case trains on the same ones
@@ -41,8 +41,8 @@ def measure(base: Base, run: Run, rounds: int, chosen: list[str], say: Callable[
     for case, meter in meters.items():
         saved = Saved()
         CASES[case][1](base, replace(run, steps=2), saved.tick)
-        meter.saved = saved.bytes
-        say(f"{case:10} keeps {saved.bytes / 2**20:.0f} MiB for backward")
+        meter.saved, meter.operations = saved.bytes, saved.operations
+        say(f"{case:10} keeps {saved.bytes / 2**20:.0f} MiB for backward, computes {saved.operations / 1e12:.3f} TFLOP a step")
     for number in range(rounds):
         turn = number % len(chosen)
         for case in chosen[turn:] + chosen[:turn]:
@@ -125,17 +125,18 @@ def learn(folder: Path, chosen: list[str], rates: list[float], seeds: int, steps
     return before, found
 
 
-def timing_table(meters: dict[str, Meter]) -> str:
+def timing_table(meters: dict[str, Meter], floor: float) -> str:
+    """floor: seconds that a step would take if the machine did nothing but its products, at their best rate."""
     first = next(iter(meters))
     reference = statistics.median(meters[first].seconds)
     rival = statistics.median(meters["diffusers"].seconds) if "diffusers" in meters else None
-    rows = [["case", "s/step: median (min–max)", f"times as fast as {CASES[first][0]}", "times as fast as diffusers + PEFT",
+    rows = [["case", "s/step: median (min–max)", f"times as fast as {CASES[first][0]}", "times as fast as diffusers + PEFT", "share of the floor",
              "kept for backward, MiB", "set-up and first step, s", "peak memory above the start, MiB",
              "base weights held twice, MiB", "trained values, millions"]]
     for case, m in meters.items():
         middle = statistics.median(m.seconds)
         rows.append([CASES[case][0], f"{middle:.3f} ({min(m.seconds):.3f}–{max(m.seconds):.3f})", f"{reference / middle:.2f}",
-                     f"{rival / middle:.2f}" if rival else "", f"{m.saved / 2**20:.0f}",
+                     f"{rival / middle:.2f}" if rival else "", f"{floor / middle:.0%}", f"{m.saved / 2**20:.0f}",
                      f"{statistics.median(m.setup):.1f}", f"{max(m.peaks) / 2**20:.0f}", f"{max(m.copied) / 2**20:.0f}", f"{m.trained / 1e6:.2f}"])
     return table(*rows)
 
@@ -182,7 +183,11 @@ def timing(given: argparse.Namespace, cases: list[str], folder: Path, say: Calla
     meters = measure(base, Run(pictures, size, 8, given.steps + 1, 5e-4, 0, given.precision), given.rounds, cases, say)
     held = "" if given.held_in == given.precision else f", base held in {given.held_in}"
     said = f"batch 1, {given.precision}{held}, rank 8, rounds: {given.rounds}, timed steps a round: {given.steps}"
-    return [f"**{base.name}**, {size}x{size}, {said}", timing_table(meters)]
+    rate = products_rate({"fp32": torch.float32, "bf16": torch.bfloat16}[given.precision])
+    work = (meters.get("attention") or next(iter(meters.values()))).operations
+    floor = (f"Floor of a step that trains the attention layers: {work / 1e12:.3f} TFLOP at {rate / 1e12:.3f} TFLOP/s, this machine's best products, "
+             f"make {work / rate:.2f} s.")
+    return [f"**{base.name}**, {size}x{size}, {said}", floor, timing_table(meters, work / rate)]
 
 
 def learning(given: argparse.Namespace, cases: list[str], folder: Path, say: Callable[[str], None]) -> list[str]:
