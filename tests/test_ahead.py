@@ -182,6 +182,59 @@ def test_an_error_in_a_hook_keeps_what_was_learned(told: Callable) -> None:
     assert {**ahead, "calls": 2} == apart and "the page is gone" in apart["error"] and "toy.safetensors" in apart["files"]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("the card is gone")], ids=["memory", "error"])
+def test_a_stop_that_is_asked_for_once_is_not_lost_where_the_next_step_fails(told: Callable, error: Exception) -> None:
+    def fails(call: int, answer: torch.Tensor) -> torch.Tensor:
+        if call == 4:
+            raise error
+        return answer
+
+    def hooks() -> dict[str, Any]:
+        seen: list[int] = []
+        asked = [True]
+        return {"progress": lambda now: seen.append(now.step) if now.phase == "train" else None, "should_stop": lambda: seen[-1:] == [3] and bool(asked) and asked.pop()}
+
+    apart, ahead = told(CONFIG, fails, hooks)
+    assert {**ahead, "calls": 3} == apart and not apart["error"] and "Stopped at step 3 of 6" in apart["report"]
+
+
+def test_an_interrupt_while_a_step_is_waited_for_counts_it_once(told: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, reads = loop._Numbers.__call__, []
+
+    def interrupted(self: loop._Numbers) -> list[float]:
+        reads.append(1)
+        if len(reads) == 3:
+            raise Interrupt
+        return read(self)
+
+    monkeypatch.setattr(loop._Numbers, "__call__", interrupted)
+    _, broken = told(CONFIG)
+    assert broken["error"].startswith("Interrupt") and broken["steps"] == [1, 2, 3] and len(broken["metrics"]) == 3
+    over, resumed = told(CONFIG, resume=True)
+    assert over["error"].startswith("LoomError")  # one by one there was nothing to interrupt: that run is over
+    assert resumed["steps"] == [4, 5, 6] and resumed["metrics"] == over["metrics"]
+
+
+def test_what_a_failed_step_held_is_free_when_the_one_before_is_made_known(told: Callable, model: Model) -> None:
+    import weakref
+
+    held: list[weakref.ref] = []
+    alive: list[bool] = []
+
+    def full(call: int, answer: torch.Tensor) -> torch.Tensor:
+        mine = answer * 2
+        held.append(weakref.ref(mine))
+        if call == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer
+
+    def hooks() -> dict[str, Any]:
+        return {"progress": lambda now: alive.append(held[-1]() is not None) if now.phase == "train" and now.step == 3 else None}
+
+    told(CONFIG, full, hooks)
+    assert alive == [False, False]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_step_waits_for_the_device(dataset: Dataset, tmp_path: Path) -> None:
     model = backbone.load("toy_base", "cuda", "bf16")

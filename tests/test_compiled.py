@@ -207,7 +207,7 @@ def test_a_kind_that_fails_after_blocks_of_it_ran_compiled_costs_no_step(model: 
     def full(self: Blocks, kind: type) -> Callable:
         calls.append(kind)
         if calls.count(kind) == 3:
-            raise torch._dynamo.exc.FailOnRecompileLimitHit("recompile_limit reached")
+            raise torch._dynamo.exc.InternalTorchDynamoError("what is this")
         return entry(self, kind)
 
     monkeypatch.setattr(Blocks, "_entry", full)
@@ -244,12 +244,12 @@ def test_what_it_is_not_for(model: backbone.DiffusersModel, dataset: Dataset, tm
 class Clock:
     """Steps of so many seconds, one after the other."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: str = "auto", kinds: int = 3, sizes: int = 2, room: float | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: str = "auto", kinds: int = 6, sizes: int = 1, epoch: int = 10, room: float | None = None) -> None:
         self.now, self.step, self.events = 100.0, 0, []
         monkeypatch.setattr(compiling.time, "monotonic", lambda: self.now)
         self.blocks = Blocks()
         self.blocks._shapes = {("Block", n) for n in range(kinds)}
-        self.compiling = Compiling(self.blocks, wanted, sizes, Hooks(event=lambda name, data: self.events.append((name, data["step"], data["change"]))))
+        self.compiling = Compiling(self.blocks, wanted, sizes, epoch, Hooks(event=lambda name, data: self.events.append((name, data["step"], data["change"]))))
         self.compiling.begin(room)
         self.watch = self.compiling.watching(lambda now: None)
 
@@ -263,8 +263,8 @@ class Clock:
 
 def test_it_is_tried_where_it_pays_and_kept_where_steps_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    clock.steps(6, 1.0)
-    assert clock.blocks.on and clock.events == [("compiling", 6, "blocks are compiled from here on")]
+    clock.steps(7, 1.0)
+    assert clock.blocks.on and clock.events == [("compiling", 7, "blocks are compiled from here on")]
     clock.steps(2, 40.0, compiled=3)
     clock.steps(1, 30.0, validation=0.5)
     clock.steps(30, 0.8)
@@ -274,10 +274,10 @@ def test_it_is_tried_where_it_pays_and_kept_where_steps_are_faster(monkeypatch: 
 
 def test_it_is_not_kept_where_steps_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    clock.steps(6, 1.0)
+    clock.steps(7, 1.0)
     clock.steps(2, 40.0, compiled=3)
-    clock.steps(6, 0.99)
-    assert not clock.blocks.on and clock.events[1:] == [("compiling", 14, SLOWER)] and clock.compiling.notes() == []
+    clock.steps(7, 0.99)
+    assert not clock.blocks.on and clock.events[1:] == [("compiling", 16, SLOWER)] and clock.compiling.notes() == []
     clock.steps(50, 1.0)
     assert not clock.blocks.on and len(clock.events) == 2
 
@@ -286,22 +286,45 @@ def test_a_short_run_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     clock.steps(50, 1.0, total=1000)
     assert not clock.blocks.on and not clock.events  # 12 % of a thousand seconds do not earn six compilations back twice
-    assert not pays(1.0, 1000, 6) and pays(1.0, 10_000, 6) and SAVED <= 0.14
+    assert not pays(1.0, 1000, {"Block": 6}, 1) and pays(1.0, 10_000, {"Block": 6}, 1) and SAVED <= 0.14
+    assert pays(1.0, 10**9, {"Block": 2, "Other": 32}, 2) and not pays(1.0, 10**9, {"Block": 2, "Other": 32}, 3)  # more shapes than are kept
 
 
 def test_a_card_that_is_nearly_full_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     for room, tried in ((1.2, False), (2.0, True)):
         clock = Clock(monkeypatch, room=room)
-        clock.steps(6, 1.0)
+        clock.steps(7, 1.0)
         assert clock.blocks.on == tried and bool(clock.events) == tried
+
+
+def test_sizes_are_compared_over_whole_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for faster in (0.9, 1.1):
+        clock = Clock(monkeypatch, sizes=2, kinds=1, epoch=20)
+        for share in (1.0, faster):
+            for _ in range(10):
+                clock.steps(1, 1.0 * share)
+                clock.steps(1, 0.27 * share)
+            clock.steps(1, 1.0)  # the first of each, which is not counted
+            if share == 1.0:
+                assert clock.blocks.on
+        clock.steps(2, 0.6)
+        assert clock.blocks.on == (faster < 1)
+
+
+def test_more_compilations_than_were_reckoned_with_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    clock.steps(7, 1.0, total=3000)
+    assert clock.blocks.on
+    clock.steps(20, 30.0, total=3000, compiled=1)
+    assert not clock.blocks.on and clock.events[1:] == [("compiling", 19, compiling.TOO_LONG)]
 
 
 def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    clock.steps(6, 1.0)
+    clock.steps(7, 1.0)
     clock.blocks.stop("Unsupported: what is this")
     clock.steps(5, 1.0)
-    assert clock.events[1:] == [("compiling", 7, FAILED)]
+    assert clock.events[1:] == [("compiling", 8, FAILED)]
 
 
 def test_who_wants_it_always_is_told_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +332,41 @@ def test_who_wants_it_always_is_told_why_not(monkeypatch: pytest.MonkeyPatch) ->
     assert clock.blocks.on
     clock.blocks.stop("Unsupported: what is this")
     clock.steps(20, 1.0)
-    assert clock.compiling.notes() == ["Blocks could not be compiled: Unsupported: what is this"]
+    assert clock.compiling.notes() == ["Blocks could not be compiled: Block, Unsupported: what is this"] and clock.events == [("compiling", 1, FAILED)]
+
+
+def test_who_wants_it_always_is_told_that_no_block_was_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, "always", kinds=0)
+    clock.steps(3, 1.0)
+    assert not clock.blocks.on and clock.compiling.notes() == [compiling.NOT_READY] and not clock.events
+
+
+def test_the_limit_goes_by_the_name_that_torch_has_for_it() -> None:
+    from lora_loom.trainer.layers.compiled import _limit
+
+    assert hasattr(torch._dynamo.config, _limit(torch._dynamo.config))
+    assert _limit(type("Config", (), {"cache_size_limit": 8})()) == "cache_size_limit"
+
+
+def test_an_error_before_the_compiler_begins_is_its_own(model: backbone.DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = Blocks("aot_eager")
+    expected = gradients(model, AdapterConfig(rank=4, targets="attention"), None)
+
+    def broken(*_: Any) -> None:
+        raise AttributeError("torch._dynamo.config.recompile_limit does not exist")
+
+    monkeypatch.setattr(blocks, "_entry", broken)
+    near(gradients(model, AdapterConfig(rank=4, targets="attention"), blocks), expected, 1e-6)
+    assert blocks.failed and not blocks.on
+
+
+def test_more_shapes_than_are_kept_run_as_ever(model: backbone.DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_loom.trainer.layers import compiled
+
+    monkeypatch.setattr(compiled, "SHAPES", 1)
+    adapter, blocks = AdapterConfig(rank=4, alpha=4.0, targets="attention"), Blocks("aot_eager")
+    near(gradients(model, adapter, blocks, checkpointing=1, steps=2), gradients(model, adapter, None, checkpointing=1), 1e-5)
+    assert blocks.compilations == 2 and blocks.beyond and not blocks.failed and blocks.on
 
 
 def test_it_is_a_setting_that_a_resumed_run_may_change() -> None:

@@ -97,7 +97,9 @@ class Attempts:
             return None
         rows = Counter(row.shape for row in self.encoded.rows)
         sizes = sum(1 + (count > train.batch_size and count % train.batch_size > 0) for count in rows.values())  # the last batch of a shape may be smaller
-        return Compiling(Blocks(), train.compile, sizes, self.hooks)
+        lengths = {text.shapes["context"] for text in (self.encoded.conditioning or {}).values()}
+        epoch = -(-len(self.encoded) * self.dataset.repeats // (train.batch_size * train.gradient_accumulation_steps))
+        return Compiling(Blocks(), train.compile, sizes * max(1, len(lengths)), epoch, self.hooks)
 
     def _attempt(self, adapters: list[Adapter], fitting: Fitting) -> Fitting | None:
         """Train to the end; or the cheaper way to be tried next, because memory will not or did not suffice."""

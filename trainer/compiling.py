@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import CheckpointError
 
 from .hooks import Hooks, Progress
-from .layers.compiled import Blocks, in_short, of_the_compiler
+from .layers.compiled import SHAPES, Blocks, in_short, of_the_compiler
 
 SAVED = 0.12  # of a step, at the least: others measured 14 to 35 % on GPUs
 MORE = 1.6  # times as much as a step holds otherwise: SD1.5 kept 285 MiB for backward instead of 185 (bench/RESULTS.md)
@@ -18,24 +18,29 @@ EACH = 15.0  # seconds that a compilation takes, forward and backward
 FASTER = 0.98  # of a step as it was: a gain below that is chance
 FAILED = "blocks are no longer compiled: the compiler failed"
 SLOWER = "blocks are no longer compiled: steps did not become faster"
-_TIMED = 6  # steps on each side
+TOO_LONG = "blocks are no longer compiled: compiling takes longer than it can save"
+PARTLY = "some blocks are not compiled: the compiler failed"
+NOT_READY = "No block was compiled: their weights do not lie on the device as they are computed with"
+FEW, MANY = 6, 200  # steps that are compared on each side
 
 
-def pays(step: float, left: int, compilations: int) -> bool:
-    """Whether `left` steps of so many seconds save twice what that many compilations take."""
-    return step * left * SAVED > 2 * compilations * EACH
+def pays(step: float, left: int, kinds: dict[str, int], sizes: int) -> bool:
+    """Whether `left` steps of so many seconds save twice what compiling takes: each kind of block so many times, for so many sizes."""
+    return max(kinds.values(), default=0) * sizes <= SHAPES and step * left * SAVED > 2 * sum(kinds.values()) * sizes * EACH
 
 
 class Compiling:
     """Switches a run's blocks on and off. wanted: "auto" tries them where they may pay, "always" has them from the first step."""
 
-    def __init__(self, blocks: Blocks, wanted: str, sizes: int, hooks: Hooks) -> None:
-        """sizes: how many shapes of micro-batches the run has; each is compiled by itself."""
+    def __init__(self, blocks: Blocks, wanted: str, sizes: int, epoch: int, hooks: Hooks) -> None:
+        """sizes: how many shapes micro-batches and their captions have; each is compiled by itself. epoch: steps, over which all of them come."""
         self.blocks, self.wanted, self.sizes, self.hooks = blocks, wanted, sizes, hooks
+        self.timed = 1 + (FEW if sizes == 1 else min(max(FEW, epoch), MANY))  # the first is slowed by the change itself
         self.before: list[float] = []  # seconds a step, as blocks are and compiled
         self.after: list[float] = []
         self.taken = 0.0  # seconds, for compiling
         self._left, self._known, self._judged, self._over, self._fits = time.monotonic(), 0, wanted != "auto", False, True
+        self._saves, self._told = 0.0, 0  # seconds that were hoped for; kinds of blocks whose failure was told
 
     def begin(self, room: float | None) -> None:
         """Before the first step of an attempt. room: how many times what a step takes is free; None where nobody knows."""
@@ -75,34 +80,46 @@ class Compiling:
     def notes(self) -> list[str]:
         """What the report says of it."""
         if self.blocks.failed and self.wanted == "always":
-            return [f"Blocks could not be compiled: {'; '.join(sorted(set(self.blocks.failed.values())))}"]
-        if not self.blocks.on or len(self.after) < _TIMED or len(self.before) < _TIMED:
+            return [f"Blocks could not be compiled: {'; '.join(f'{kind}, {why}' for kind, why in sorted(self.blocks.failed.items()))}"]
+        if self.wanted == "always" and not self.blocks.compilations:
+            return [NOT_READY]
+        if not self.blocks.on or min(len(self.before), len(self.after)) < self.timed:
             return []
-        return [f"Compiled blocks made a step {_median(self.before) / _median(self.after):.2f} times as fast, after {self.taken:.0f} s of compiling"]
+        return [f"Compiled blocks made a step {self._step(self.before) / self._step(self.after):.2f} times as fast, after {self.taken:.0f} s of compiling"]
 
     def _decide(self, now: Progress) -> None:
+        blocks = self.blocks
+        if len(blocks.failed) > self._told and not self._over:
+            self._say(now.step, PARTLY if blocks.usable else FAILED)
+        self._told = len(blocks.failed)
         if self._judged:
             return
-        if not self.blocks.on and len(self.before) == _TIMED:
-            self.blocks.on = self.blocks.usable and self._fits and pays(_median(self.before), now.total - now.step, self.blocks.kinds * self.sizes)
-            self._judged = not self.blocks.on
-            if self.blocks.on:
-                self._say(now.step, "blocks are compiled from here on")
-        elif self.blocks.on and len(self.after) == _TIMED:
+        if not blocks.on:
+            if len(self.before) >= self.timed:
+                step, left = self._step(self.before), now.total - now.step
+                self._saves = step * left * SAVED
+                blocks.on = blocks.usable and self._fits and pays(step, left, blocks.kinds, self.sizes)
+                self._judged = not blocks.on
+                if blocks.on:
+                    self._say(now.step, "blocks are compiled from here on")
+        elif self.taken > self._saves:
+            self._stop(now.step, TOO_LONG)
+        elif len(self.after) >= self.timed:
             self._judged = True
-            if _median(self.after) > FASTER * _median(self.before):
-                self.blocks.stop(SLOWER)
-                self._say(now.step, SLOWER)
-        elif not self.blocks.on and self.blocks.failed:
-            self._judged = True
-            if not self._over:
-                self._say(now.step, FAILED)
+            if self._step(self.after) > FASTER * self._step(self.before):
+                self._stop(now.step, SLOWER)
+
+    def _stop(self, step: int, why: str) -> None:
+        self._judged = True
+        self.blocks.stop(why)
+        self._told = len(self.blocks.failed)
+        self._say(step, why)
+
+    def _step(self, seconds: list[float]) -> float:
+        """Of all steps but the first: in the median, or on an average where pictures of several sizes make them long and short."""
+        return statistics.median(seconds[1:]) if self.sizes == 1 else statistics.fmean(seconds[1:self.timed])
 
     def _say(self, step: int, change: str) -> None:
         facts: dict[str, Any] = {"step": step, "change": change}
         self.hooks.event("compiling", facts)
 
-
-def _median(seconds: list[float]) -> float:
-    """Of all but the first, which a change slows."""
-    return statistics.median(seconds[1:])

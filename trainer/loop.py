@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import torch
@@ -54,15 +55,25 @@ def _one_ahead(steps: _Steps) -> None:
     nothing of it; the next is taken afterwards."""
     state, waiting, over = steps.state, None, False
     while state.step < state.steps and not over:
-        random, found = state.random(), None
+        random = found = error = None
         try:
+            random = state.random()
             if waiting is None or not steps.looked_at(state.step + 1):
                 found = steps.computed()
-        finally:  # whatever ended that one, the one before is done
-            if waiting is not None:
-                (numbers, rate), waiting = waiting, None
+        except BaseException as raised:  # whatever ended that one, the one before is done
+            error = raised
+            traceback.clear_frames(error.__traceback__)  # they hold what memory may have run out for
+        if waiting is not None:
+            numbers, rate = waiting
+            try:
                 *losses, norm, bad = numbers()
-                over = steps.concluded(sum(losses), norm, bool(bad), rate, random)
+            except BaseException as raised:
+                error = error or raised
+                *losses, norm, bad = numbers()
+            waiting = None
+            over = steps.concluded(sum(losses), norm, bool(bad), rate, random)
+        if error is not None and not (over and steps.needless(error)):
+            raise error
         if over or found is None:
             state.drop()
             continue
@@ -109,9 +120,18 @@ class _Steps:
             bad = bad | (total > EXPLODED * self.state.smoothed)
         return bad.to(found)
 
+    def validated(self, step: int) -> bool:
+        """Whether there is a validation after that step."""
+        return self.validate is not None and (step >= self.state.steps or step % self.config.train.validation_steps == 0)
+
     def looked_at(self, step: int) -> bool:
-        """Whether the adapters as they are after that step are asked for at once."""
-        return step >= self.state.steps or self.validate is not None and step % self.config.train.validation_steps == 0
+        """Whether something that takes time or memory comes after that step: nothing else should be under way then."""
+        every = self.config.samples.sample_steps, self.config.output.save_steps
+        return step >= self.state.steps or self.validated(step) or any(n and step % n == 0 for n in every)
+
+    def needless(self, error: BaseException) -> bool:
+        """Whether that error is of no account where the run stops anyway: any but the host's own and what ends a process."""
+        return isinstance(error, Exception) and not isinstance(error, self.hooks.interrupts)
 
     def concluded(self, total: float, norm: float, bad: bool, rate: float, random: Random) -> bool:
         """A step that was taken, or left out as bad, is made known; `random` as it was after the step. Whether the run shall stop here."""
@@ -122,7 +142,7 @@ class _Steps:
                 raise LoomError(_remedy(total, norm, state, config), {"learning_rate": float(f"{config.optim.learning_rate / 4:.1g}")})
             return False
         state.advance(total, random)
-        checked = self.validate() if self.validate and self.looked_at(state.step) else None
+        checked = self.validate() if self.validated(state.step) else None
         speed = (state.step - self.first) / max(time.perf_counter() - self.started, 1e-9)
         hooks.progress(Progress("train", state.step, state.steps, total, state.smoothed, rate, norm, speed, (state.steps - state.step) / speed, checked))
         return hooks.should_stop()

@@ -352,11 +352,12 @@ class ComfyModel:
             yield
 
     def _lies_ready(self, layer: torch.nn.Module) -> bool:
-        """Whether the layer's weight is on the device, and what ComfyUI would compute with."""
+        """Whether the layer's weight is on the device, and what ComfyUI would compute with, in the dtype that is computed in: compiled, one in
+        another would be cast whole and kept for backward."""
         if getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None):
             return False
         held = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
-        fits = all(not isinstance(t, QuantizedTensor) and t.device == self.device and t.dtype.itemsize > 1 for t in held)
+        fits = all(not isinstance(t, QuantizedTensor) and t.device == self.device and (t.dtype == self._dtype or t.ndim < 2) for t in held)
         return fits and "pre_quant_scale" not in layer._parameters
 
     def _pack(self, stack: ExitStack) -> Fetch:

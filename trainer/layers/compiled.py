@@ -5,8 +5,10 @@ torch's compiler fuses what lies between the products, and decides itself what i
 """
 from __future__ import annotations
 
+import contextlib
 import logging
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -23,10 +25,11 @@ _log = logging.getLogger("lora_loom")
 class Blocks:
     """Blocks that run compiled while `on`, in steps; what is drawn or checked between them runs as ever.
 
-    `failed` says of each kind of block why it does not, by the class's name; `compilations` counts what has been compiled."""
+    `failed` says of each kind of block why it does not, by the class's name; `compilations` counts what has been compiled, `beyond` the calls that
+    came in more than SHAPES shapes and ran as ever."""
 
     def __init__(self, backend: str = "inductor") -> None:
-        self.on, self.failed, self.compilations = False, {}, 0
+        self.on, self.failed, self.compilations, self.beyond = False, {}, 0, 0
         self._backend, self._entries = backend, {}
         self._shapes: set[tuple] = set()
         self._until = ExitStack()  # what ends with the run
@@ -37,9 +40,9 @@ class Blocks:
         return any(kind not in self.failed for kind, *_ in self._shapes)
 
     @property
-    def kinds(self) -> int:
-        """How many compilations a picture's size takes, or fewer: blocks of other weights are other ones."""
-        return len({shape for shape in self._shapes if shape[0] not in self.failed})
+    def kinds(self) -> dict[str, int]:
+        """How many compilations each kind of block takes for one size of pictures and captions: blocks of other weights are other ones."""
+        return Counter(kind for kind, *_ in self._shapes if kind not in self.failed)
 
     @contextmanager
     def of(self, blocks: Iterable[torch.nn.Module], ready: Callable[[torch.nn.Module], bool],
@@ -51,6 +54,7 @@ class Blocks:
         with ExitStack() as self._until:
             stack = self._until
             stack.callback(self._entries.clear)  # and what was compiled goes with its code
+            self._shapes.clear()
             for block in blocks:
                 layers = [layer for layer in block.modules() if layer._parameters or layer._buffers]
                 if replaced(block) or not all(map(ready, layers)):
@@ -72,11 +76,16 @@ class Blocks:
             kind = type(block)
             if not self.on or kind.__name__ in self.failed or not torch.is_grad_enabled():
                 return kind.forward(block, *args, **kwargs)
+            entry = None
             try:
-                return self._entry(kind)(block, *map(tidy, args), **{name: tidy(value) for name, value in kwargs.items()})
+                entry = self._entry(kind)
+                return entry(block, *map(tidy, args), **{name: tidy(value) for name, value in kwargs.items()})
             except Exception as error:
-                if not of_the_compiler(error):
+                if entry is not None and not of_the_compiler(error):
                     raise
+                if type(error).__name__ == "FailOnRecompileLimitHit":  # those before it stay compiled
+                    self.beyond += 1
+                    return kind.forward(block, *args, **kwargs)
                 self.failed[kind.__name__] = in_short(error)
                 _log.info("%s is not compiled: %s", kind.__name__, error)
                 self.on = self.usable
@@ -89,7 +98,8 @@ class Blocks:
         if not self._entries:  # its import takes a second or two
             from torch._dynamo import config
 
-            self._until.enter_context(config.patch(recompile_limit=SHAPES))
+            self._until.enter_context(config.patch(**{_limit(config): SHAPES}))
+            self._until.callback(_stop_workers)
         if kind not in self._entries:
             method = kind.forward
 
@@ -105,6 +115,19 @@ class Blocks:
         self.compilations += 1
         options = {"config_patches": INDUCTOR} if self._backend == "inductor" else {}
         return torch._dynamo.lookup_backend(self._backend)(graph, inputs, **options)
+
+
+def _limit(config: object) -> str:
+    """What torch's compiler calls the number of shapes that it keeps of a function."""
+    return "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before torch 2.7
+
+
+def _stop_workers() -> None:
+    """The compiler's processes, which wait for more as long as this one lives; they begin anew where somebody compiles."""
+    with contextlib.suppress(Exception):
+        from torch._inductor.async_compile import shutdown_compile_workers
+
+        shutdown_compile_workers()
 
 
 def of_the_compiler(error: BaseException | None) -> bool:
