@@ -22,7 +22,7 @@ const WORDS = {
         step: (n, of) => `第 ${n} / ${of} 步`, epoch: (n) => `第 ${n} 轮`, left: (t) => `剩余 ${t}`,
         took: (t) => `用时 ${t}`, stop: "停止并保存", save: "立即保存", sample: "立即出图", asked: "…",
         stopTip: "做完当前这一步后结束，学到的内容会保存", saveTip: "把现在的 LoRA 存入本次训练的检查点", sampleTip: "用现在的 LoRA 画出样例提示词",
-        loss: "损失", smoothed_loss: "平滑", learning_rate: "学习率", validation: "验证", noCurve: "损失曲线会画在这里", noSamples: "样图会出现在这里：设置 sample_steps，或按“立即出图”",
+        loss: "损失", smoothed_loss: "平滑", learning_rate: "学习率", validation: "验证", noCurve: "损失曲线会画在这里", noSamples: "样图会出现在这里：设置“每隔几步画样图”，或按“立即出图”",
         sampleAt: (n) => `第 ${n} 步`, needs: (m) => `内存：约 ${size(m.base + m.lora + m.optimizer + m.step)}：基础模型 ${size(m.base)}，LoRA ${size(m.lora)}，优化器 ${size(m.optimizer)}，每步 ${size(m.step)}`
             + (m.free === null ? "" : `；后两项可用 ${size(m.free)}`), willTake: (t) => `整个训练约需 ${t}`, apply: "设为", on: "开", off: "关", comma: "，", applied: "已设置，请按“运行”重试。", notThere: (names) => `这里没有名为 ${names} 的设置`,
         resume: "继续", resumeTip: "把 resume 设为本次训练，再按“运行”即可继续", resumed: "已设置 resume：按“运行”继续",

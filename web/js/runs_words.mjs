@@ -44,7 +44,7 @@ const WORDS = {
         empty: "清空回收站", sureEmpty: (count, size) => `永久删除 ${count} 项训练（${size}）吗？loras 文件夹中的 LoRA 文件会保留。`, emptied: "回收站已清空。", trashEmpty: "回收站是空的。",
         title: (names) => (names.length === 1 ? names[0] : `${names.length} 项训练对比`), reading: "正在读取训练…", curve: "曲线", samples: "样图", settings: "设置", facts: "训练", remove: (name) => `移除 ${name}`,
         columns: { smoothed_loss: "平滑损失", loss: "损失", validation: "验证损失", learning_rate: "学习率", grad_norm: "梯度范数" }, noValues: "这些训练都没有这条曲线。", zoomHint: "拖动放大，双击还原",
-        upTo: (step) => `截至第 ${step} 步`, slider: "按步查看", allSteps: "所有步", atStep: (step) => `第 ${step} 步`, picture: (number) => `样图 ${number}`, noSamples: "没有样图：请在“训练 LoRA”中设置 sample_steps。", bestMark: "最佳",
+        upTo: (step) => `截至第 ${step} 步`, slider: "按步查看", allSteps: "所有步", atStep: (step) => `第 ${step} 步`, picture: (number) => `样图 ${number}`, noSamples: "没有样图：请在“训练 LoRA”中设置“每隔几步画样图”。", bestMark: "最佳",
         all: "所有设置", same: "所有设置都相同。", differ: (count, all) => `${all} 项设置中有 ${count} 项不同`, foreign: "设置来自 LoRA Loom 的其他版本，原样显示：", yes: "开", no: "关", nothing: "无",
         fact: { status: "状态", started: "开始", seconds: "用时", step: "步数", loss: "损失", best: "最佳验证", model: "模型", family: "类别", pictures: "图片", lora: "LoRA 文件", bytes: "占用空间" },
     },
