@@ -197,7 +197,7 @@ def test_what_is_no_run_and_what_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_explodes_names_a_rate_to_set(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_bad", lambda total, norm, state: True)
+    monkeypatch.setattr(loop._Steps, "bad", lambda self, total, norm: True)
     with pytest.raises(LoomError, match="lower the learning rate") as caught:
         run(dataset, tmp_path, CONFIG.replace(optim={"learning_rate": 2e-3}))
     assert caught.value.fix == {"learning_rate": 5e-4}
