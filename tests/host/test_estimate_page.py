@@ -152,7 +152,7 @@ def test_the_strip_follows_the_widgets(comfy, page, vue):
     set_widget(page, "LoRAConfig", "target_modules", "")
     wait_for(page, "parameters")
     page.evaluate(f"() => {node('TrainLoRA')}.disconnectInput({node('TrainLoRA')}.inputs.findIndex((i) => i.name === 'model'))")
-    wait_for(page, "Choose a checkpoint")
+    wait_for(page, "Connect a loaded base model")
     page.evaluate(f"() => {node('TrainLoRA')}.disconnectInput({node('TrainLoRA')}.inputs.findIndex((i) => i.name === 'config'))")
     wait_for(page, "Connect config")
     assert page.problems == []

@@ -5,7 +5,7 @@ import { count, size } from "./units.mjs";
 
 const WORDS = {
     en: {
-        noTrainer: "Connect config to a Train LoRA: it says what the training will take.", noModel: "Choose a checkpoint in front of Train LoRA: it says what the training will take.",
+        noTrainer: "Connect config to a Train LoRA: it says what the training will take.", noModel: "Connect a loaded base model to Train LoRA: it says what the training will take.",
         asking: "Looking at the model…", parameters: (n) => `${count(n)} parameters`, brief: (n) => `${count(n)} values`, file: (n) => `file ${size(n)}`, unknown: "unknown", memory: "memory",
         layers: (n) => `${n} layers are trained`, base: ["base model", "base"], lora: ["LoRA and optimizer", "LoRA"], step: ["a step", "step"], needs: (n, of, device) => `${device} ${size(n)}${of ? ` / ${size(of)}` : ""}`,
         tip: (m) => `About ${size(m.needed)}: base model ${size(m.base)}, LoRA and optimizer ${size(m.lora + m.optimizer)}, a step ${size(m.step)}.`
@@ -17,7 +17,7 @@ const WORDS = {
         steps: (n, epochs, pictures) => `${n} steps${epochs ? `, ${epochs} epochs of ${pictures} pictures` : ""}`, filtered: "before FilterDataset leaves some out",
     },
     zh: {
-        noTrainer: "把 config 连到 Train LoRA，这里会显示训练需要多少资源。", noModel: "请在 Train LoRA 前面选择模型，这里会显示训练需要多少资源。",
+        noTrainer: "把 config 连到 Train LoRA，这里会显示训练需要多少资源。", noModel: "请把加载好的基础模型连到 Train LoRA，这里会显示训练需要多少资源。",
         asking: "正在查看模型…", parameters: (n) => `${count(n)} 个可训练参数`, brief: (n) => `${count(n)} 参数`, file: (n) => `文件 ${size(n)}`, unknown: "未知", memory: "内存",
         layers: (n) => `训练 ${n} 层`, base: ["基础模型", "基础"], lora: ["LoRA 与优化器", "LoRA"], step: ["每步", "每步"], needs: (n, of, device) => `${device === "GPU" ? "显存" : "内存"} ${size(n)}${of ? ` / ${size(of)}` : ""}`,
         tip: (m) => `约 ${size(m.needed)}：基础模型 ${size(m.base)}，LoRA 与优化器 ${size(m.lora + m.optimizer)}，每步 ${size(m.step)}。`
