@@ -15,7 +15,7 @@ from .adapters import Adapter, adapted
 from .backbones.protocol import TrainableModel
 from .compiling import Compiling
 from .config import LoomConfig
-from .data.batches import batches
+from .data.batches import batches, epoch_length
 from .data.cache import FOLDER, Cache
 from .data.dataset import Dataset
 from .data.encoding import encode
@@ -95,10 +95,13 @@ class Attempts:
         train = self.config.train
         if train.compile == "never" or train.plain_layers or train.in_nf4 or train.compile == "auto" and not compiles_by_itself(self.model.device):
             return None
-        rows = Counter(row.shape for row in self.encoded.rows)
+        shapes, turns = [row.shape for row in self.encoded.rows], [self.dataset.repeats * row.repeats for row in self.encoded.rows]
+        rows = Counter()
+        for shape, times in zip(shapes, turns):
+            rows[shape] += times
         sizes = sum(1 + (count > train.batch_size and count % train.batch_size > 0) for count in rows.values())  # the last batch of a shape may be smaller
         lengths = {text.shapes["context"] for text in (self.encoded.conditioning or {}).values()}
-        epoch = -(-len(self.encoded) * self.dataset.repeats // (train.batch_size * train.gradient_accumulation_steps))
+        epoch = epoch_length(turns, shapes, train.batch_size) // train.gradient_accumulation_steps
         return Compiling(Blocks(), train.compile, sizes * max(1, len(lengths)), epoch, self.hooks)
 
     def _attempt(self, adapters: list[Adapter], fitting: Fitting) -> Fitting | None:

@@ -25,11 +25,11 @@ _log = logging.getLogger("lora_loom")
 class Blocks:
     """Blocks that run compiled while `on`, in steps; what is drawn or checked between them runs as ever.
 
-    `failed` says of each kind of block why it does not, by the class's name; `compilations` counts what has been compiled, `beyond` the calls that
-    came in more than SHAPES shapes and ran as ever."""
+    `failed` says of each kind of block why it does not, by the class's name; `compilations` counts what has been compiled. Shapes beyond SHAPES run as
+    ever."""
 
     def __init__(self, backend: str = "inductor") -> None:
-        self.on, self.failed, self.compilations, self.beyond = False, {}, 0, 0
+        self.on, self.failed, self.compilations = False, {}, 0
         self._backend, self._entries = backend, {}
         self._shapes: set[tuple] = set()
         self._until = ExitStack()  # what ends with the run
@@ -84,7 +84,6 @@ class Blocks:
                 if entry is not None and not of_the_compiler(error):
                     raise
                 if type(error).__name__ == "FailOnRecompileLimitHit":  # those before it stay compiled
-                    self.beyond += 1
                     return kind.forward(block, *args, **kwargs)
                 self.failed[kind.__name__] = in_short(error)
                 _log.info("%s is not compiled: %s", kind.__name__, error)
@@ -107,7 +106,6 @@ class Blocks:
                 return method(block, *args, **kwargs)
 
             copy = types.FunctionType(entry.__code__.replace(co_name=f"loom_{kind.__name__}"), entry.__globals__, None, None, entry.__closure__)
-            copy.__kwdefaults__ = entry.__kwdefaults__
             self._entries[kind] = torch.compile(copy, fullgraph=True, dynamic=False, backend=self._compile)
         return self._entries[kind]
 
@@ -140,6 +138,7 @@ def of_the_compiler(error: BaseException | None) -> bool:
 
 
 def in_short(error: BaseException) -> str:
+    """Its kind and the first line of what it says; of what the compiler ran into, where it wraps that."""
     error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
