@@ -139,13 +139,14 @@ CONTROLS = """(root) => {
     window.loomControls = all.filter((e) => e.tabIndex >= 0);
     return all.filter((e) => e.tabIndex < 0 && e.matches("button, input, select, textarea, summary") && !moved(e)).map((e) => `out of Tab's way: ${e.textContent.trim() || e.title || e.className}`);
 }"""
-FOCUSED = """(root) => {
+FOCUSED = """async (root) => {
     let at = document.activeElement;
     while (at?.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
-    const place = window.loomControls.indexOf(at), style = at && getComputedStyle(at), r = at?.getBoundingClientRect();
+    const place = window.loomControls.indexOf(at), style = at && getComputedStyle(at), r = () => at.getBoundingClientRect();
+    const inSight = () => at && r().right > 0 && r().bottom > 0 && r().left < innerWidth && r().top < innerHeight;
+    for (let frames = 0; place >= 0 && frames < 60 && !inSight(); frames++) await new Promise(requestAnimationFrame);  // the canvas moves with its next frame
     const ring = style && ((style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1) || [...at.querySelectorAll(".current, .current > div")].some((e) => getComputedStyle(e).outlineStyle !== "none"));
-    const seen = r && r.right > 0 && r.bottom > 0 && r.left < innerWidth && r.top < innerHeight;
-    return [place, Boolean(ring), Boolean(seen), at ? `${at.tagName} ${at.className} ${at.textContent.trim().slice(0, 30)}` : ""];
+    return [place, Boolean(ring), Boolean(inSight()), at ? `${at.tagName} ${at.className} ${at.textContent.trim().slice(0, 30)}` : ""];
 }"""
 
 
