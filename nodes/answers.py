@@ -11,6 +11,7 @@ from aiohttp import web
 
 from ..trainer.data import edits
 from ..trainer.errors import LoomError
+from .config import as_widgets
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PICTURE = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}  # headers of every picture that we give
@@ -38,7 +39,7 @@ def guarded(handler: Handler) -> Handler:
         except edits.Changed as error:
             return web.json_response({"error": str(error), "changed": True}, status=409)
         except LoomError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            return web.json_response({"error": str(error), **({"fix": as_widgets(error.fix)} if error.fix else {})}, status=400)
 
     return answer
 

@@ -44,7 +44,7 @@ ANY = "any"  # what the combo of families says for none
 def widgets(config: LoomConfig) -> dict:
     """A configuration as this node's widget values: the page writes them into the node, so that what is shown is what runs."""
     whole = config.to_dict()
-    texts = {name: ("\n" if mark == "\n" else ", ").join(whole[part][name]) for name, (part, mark) in _TEXTS.items()}
+    texts = as_widgets({name: whole[part][name] for name, (part, _) in _TEXTS.items()})
     return {name: whole[part][field] for name, (part, field) in FIELDS.items()} | texts | {"init_lora": config.adapter.init_lora or NONE}
 
 
@@ -59,6 +59,11 @@ def tree(values: dict) -> presets.Values:
             part, mark = _TEXTS[name]
             found.setdefault(part, {})[name] = [word.strip() for word in str(value).split(mark) if word.strip()]
     return found
+
+
+def as_widgets(fix: dict) -> dict:
+    """LoomError.fix as widget values."""
+    return {name: ("\n" if _TEXTS[name][1] == "\n" else ", ").join(value) if name in _TEXTS else value for name, value in fix.items()}
 
 
 class LoRAConfig(io.ComfyNode):

@@ -69,7 +69,7 @@ def _config(given: dict[str, Any]) -> LoomConfig:
     """Of both nodes' widget values; those of neither are left out."""
     tree = lora_config.tree(_part(given, "config"))
     values = _part(given, "train")
-    for part, names in (("train", ("steps", "epochs", "batch_size", "seed")), ("optim", ("learning_rate",))):
+    for part, names in (("train", ("steps", "epochs", "batch_size", "seed")), ("optim", ("learning_rate",)), ("output", ("name",))):
         tree.setdefault(part, {}).update({name: values[name] for name in names if values.get(name) is not None})
     return presets.merge({}, tree)
 

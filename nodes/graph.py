@@ -9,8 +9,8 @@ from typing import Any
 import folder_paths
 
 
-def origins(prompt: dict | None, node_id: Any, names: tuple[str, ...]) -> set[str]:
-    """Ids of all nodes that the inputs `names` of the node depend on."""
+def origins(prompt: dict | None, node_id: Any, names: tuple[str, ...] = ()) -> set[str]:
+    """Ids of all nodes that the inputs `names` of the node, or all, depend on."""
     waiting = _linked(prompt, node_id, names)
     found: set[str] = set()
     while waiting:
@@ -33,6 +33,15 @@ def _linked(prompt: dict | None, node_id: Any, names: tuple[str, ...] = ()) -> l
 
 def _is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int))
+
+
+def values(prompt: dict | None, node_id: Any) -> list[list[Any]]:
+    """[[id, class, {input: value}]…] of the node and of all that lead to it, without what is linked."""
+    found = []
+    for key in (str(node_id), *sorted(origins(prompt, node_id))):
+        node = (prompt or {}).get(key, {})
+        found.append([key, node.get("class_type", ""), {name: value for name, value in node.get("inputs", {}).items() if isinstance(value, (str, int, float))}])
+    return found
 
 
 def signature(prompt: dict | None, node_id: Any, names: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ import torch
 from ..trainer.errors import LoomError
 from ..trainer.hooks import Hooks, Progress
 from . import events
+from .config import as_widgets
 
 ACTIONS = ("stop", "save", "sample")
 _BETWEEN = 0.2  # seconds between two events of progress, so that the page stays quick
@@ -30,10 +31,10 @@ _log = logging.getLogger("lora_loom")
 class Training:
     """One TrainLoRA at work, from its checks to its result. `state` is fit for JSON and replaced as a whole, so that other threads may read it."""
 
-    def __init__(self, node_id: Any, name: str, workflow: str = "") -> None:
-        """name: the LoRA's, as the node has it; workflow: the id of the queued one, "" where a program sent it without."""
+    def __init__(self, node_id: Any, name: str, workflow: str = "", queued: list[list[Any]] | None = None) -> None:
+        """name: the LoRA's, as the node has it; workflow: the id of the queued one, "" where a program sent it without; queued: graph.values."""
         self._who = {**events.belongs_to(node_id, workflow), "name": name}
-        self._node_id, self._asked, self._lock = node_id, set(), threading.Lock()
+        self._node_id, self._queued, self._asked, self._lock = node_id, queued, set(), threading.Lock()
         self._bar: Any = None
         self._last, self._points = 0.0, []
         self.state: dict[str, Any] = {**self._who, "run": "", "status": "preparing", "phase": "", "step": 0, "steps": 0, "since": time.time(), "messages": []}
@@ -49,7 +50,9 @@ class Training:
         facts: dict[str, Any] = {}
         if error is not None:
             facts = {"status": "interrupted"} if events.is_stop(error) else {
-                "status": "failed", "error": str(error) or type(error).__name__, "fix": error.fix if isinstance(error, LoomError) else {}}
+                "status": "failed", "error": str(error) or type(error).__name__, "fix": as_widgets(error.fix) if isinstance(error, LoomError) else {}}
+            if facts["status"] == "failed" and not self.state["run"]:  # by which a page knows whether it still is as it was
+                facts["queued"] = self._queued or []
         elif self.state["status"] not in ("finished", "stopped"):
             facts = {"status": "finished"}
         self._tell("ended", {"status": self.state["status"], **facts, "ended": time.time()})

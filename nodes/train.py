@@ -4,7 +4,7 @@ from __future__ import annotations
 from ..trainer import job
 from ..trainer.config import LoomConfig, SampleConfig, TrainConfig
 from ..trainer.names import check_name
-from . import events, folders, live, quality
+from . import events, folders, graph, live, quality
 from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schema, widget
 
 UI = "lora_loom_run"  # what the page looks for in the node's outputs
@@ -73,7 +73,8 @@ class TrainLoRA(io.ComfyNode):
                 sample_steps=0, sample_prompts="", sample_negative="", sample_seed=0, sample_cfg=0.0) -> io.NodeOutput:
         from ..trainer.backbones.comfy import open_model
 
-        with live.Training(cls.hidden.unique_id, name, events.workflow_id(cls.hidden.extra_pnginfo)) as training:
+        queued = graph.values(cls.hidden.prompt, cls.hidden.unique_id)
+        with live.Training(cls.hidden.unique_id, name, events.workflow_id(cls.hidden.extra_pnginfo), queued) as training:
             config = config.replace(train={"steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed},
                                     optim={"learning_rate": learning_rate}, output={"name": name},
                                     samples={"sample_steps": sample_steps, "sample_prompts": tuple(p.strip() for p in sample_prompts.splitlines() if p.strip()),

@@ -105,7 +105,8 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
             wanted = [re.compile(p) for p in _patterns(model, config, prefix)]
         except re.error as error:
             raise LoomError(f"target_modules {list(config.target_modules)} holds an invalid pattern ({error}): "
-                            "use regular expressions over diffusers' layer names, such as attn2\\.to_k$") from error
+                            "use regular expressions over diffusers' layer names, such as attn2\\.to_k$",
+                            {"target_modules": [p for p in config.target_modules if _is_pattern(parse_target(p).pattern)]}) from error
         names = model.layer_names(prefix)
         layers = {own: m for own, m in root.named_modules() if own in names and any(w.search(names[own]) for w in wanted)}
         layers = {own: m for own, m in layers.items() if hasattr(m, "weight")}
@@ -115,13 +116,21 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
                             "load the checkpoint in fp16, bf16 or fp8")
         idle = [w.pattern for w in wanted if not any(w.search(name) for name in names.values())] if prefix == "lora_unet" and config.target_modules else []
         if idle:
-            raise LoomError(f"target_modules {', '.join(map(repr, idle))} find no layer of {model.family.title}: correct or remove them; "
-                            f"its layers have names such as {', '.join(sorted(names.values())[:1] + sorted(names.values())[-1:])}")
+            raise LoomError(f"target_modules {', '.join(map(repr, idle))} {'finds' if len(idle) == 1 else 'find'} no layer of {model.family.title}: correct or remove "
+                            f"{'it' if len(idle) == 1 else 'them'}; its layers have names such as {', '.join(sorted(names.values())[:1] + sorted(names.values())[-1:])}",
+                            {"target_modules": [p for p in config.target_modules if parse_target(p).pattern not in idle]})
         selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own in layers}
     if not selected["lora_unet"]:
         raise LoomError(f"targets {list(config.target_modules) or config.targets!r} match no layer of {model.family.title}: "
                         "use attention, attention+ff, all linear, all linear+conv, or patterns such as attn1\\.to_q$")
     return selected
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        return bool(re.compile(text))
+    except re.error:
+        return False
 
 
 def _patterns(model: TrainableModel, config: AdapterConfig, prefix: str) -> tuple[str, ...]:

@@ -223,7 +223,8 @@ class TrainConfig:
         _limit("TrainLoRA", "steps", self.steps, 0, 1_000_000)
         _limit("TrainLoRA", "epochs", self.epochs, 0, 100_000)
         if self.steps == 0 and self.epochs == 0:
-            raise LoomError("steps 0 and epochs 0 leave nothing to train: set TrainLoRA.steps to 1 or more, or set epochs instead")
+            raise LoomError("steps 0 and epochs 0 leave nothing to train: set TrainLoRA.steps to 1 or more, or set epochs instead",
+                            {"steps": type(self).steps})
         _limit("TrainLoRA", "batch_size", self.batch_size, 1, 256)
         _limit("LoRAConfig", "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 1024)
         _choice("LoRAConfig", "precision", self.precision, PRECISIONS)

@@ -4,25 +4,35 @@ from __future__ import annotations
 from .errors import LoomError
 
 _WINDOWS = {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+_BAD = '\\/:*?"<>|'
+_INPUT = "TrainLoRA.name"
 
 
-def check_name(name: str, what: str = "TrainLoRA.name", most: int = 120) -> str:
+def _mended(name: object, most: int) -> str:
+    """The nearest name that is allowed."""
+    found = "".join("_" if c in _BAD else c for c in str(name) if c.isprintable()).strip("_ .")
+    found = found.encode("utf-8")[:most].decode("utf-8", "ignore").strip(" .") or "my_lora"
+    return f"my_{found}" if found.split(".")[0].strip().lower() in _WINDOWS else found
+
+
+def check_name(name: str, what: str = _INPUT, most: int = 120) -> str:
     """The name, which `what` takes, if it is a plain file name of up to `most` bytes on every system; raises LoomError otherwise.
 
     One level of sub-folders would leave ComfyUI's loras folder to chance, so separators are refused too.
     """
+    fix = {"name": _mended(name, most)} if what == _INPUT else None
     rule = what + ' takes a plain file name without any of \\ / : * ? " < > | or control characters'
     if not isinstance(name, str) or not name.strip():
-        raise LoomError(f"name {name!r} is empty: {rule}, for example my_lora")
-    bad = sorted({c for c in name if c in '\\/:*?"<>|' or ord(c) < 32 or ord(c) == 127})
+        raise LoomError(f"name {name!r} is empty: {rule}, for example my_lora", fix)
+    bad = sorted({c for c in name if c in _BAD or ord(c) < 32 or ord(c) == 127})
     if bad:
-        raise LoomError(f"name {name!r} has {' '.join(repr(c) for c in bad)}: {rule}; leave them out")
+        raise LoomError(f"name {name!r} has {' '.join(repr(c) for c in bad)}: {rule}; leave them out", fix)
     if not name.isprintable():
-        raise LoomError(f"name {name!r} holds characters that cannot be shown: {rule}; type it again")
+        raise LoomError(f"name {name!r} holds characters that cannot be shown: {rule}; type it again", fix)
     if name.strip(" .") != name:
-        raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it")
+        raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it", fix)
     if name.split(".")[0].strip().lower() in _WINDOWS:
-        raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}")
+        raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}", fix)
     if len(name.encode("utf-8")) > most:
-        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: {what} takes up to {most}")
+        raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: {what} takes up to {most}", fix)
     return name

@@ -162,7 +162,106 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
     assert [b for b in page.locator(".loom-live .buttons button:visible").all_inner_texts()] == ["Resume"]
     keep(page, comfy, "stopped")
     page.get_by_role("button", name="Resume").click()
-    assert page.evaluate(f"() => {TRAINER}.widgets.find((w) => w.name === 'resume').value") == "watched"
+    until(page, f"() => {TRAINER}.widgets.find((w) => w.name === 'resume').value === 'watched'")
+    assert pages.ours(page) == []
+
+
+SET = "([name, value]) => { const w = window.app.graph._nodes.flatMap((n) => n.widgets ?? []).find((w) => w.name === name); w.value = value; }"
+SAID = "() => [...document.querySelectorAll('.loom-live .says p.error')].map((p) => p.textContent)"
+VALUE = "(name) => window.app.graph._nodes.flatMap((n) => n.widgets ?? []).find((w) => w.name === name).value"
+
+
+def says(page, part: str, seconds: float = 30) -> None:
+    """The panel's errors are one, with that in it; "": there is none."""
+    until(page, f"() => {{ const said = ({SAID})(); return {json.dumps(part)} ? said.length === 1 && said[0].includes({json.dumps(part)}) : said.length === 0; }}", seconds)
+
+
+def ended(comfy) -> int:
+    return sum("ended" in t for t in comfy.get("/lora_loom/state")["trainings"])
+
+
+def queue(page, comfy) -> None:
+    """Run, until that training has ended."""
+    before = ended(comfy)
+    page.evaluate("window.app.queuePrompt(0)")
+    deadline = time.monotonic() + 60
+    while ended(comfy) == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ended(comfy) > before
+    page.keyboard.press("Escape")  # ComfyUI's own dialog of an error
+
+
+def test_an_error_stands_as_long_as_the_settings_that_made_it(comfy, page, playwright) -> None:
+    start(page, "stands", steps=3)
+    queue(page, comfy)
+    until(page, "() => document.querySelector('.loom-live').dataset.status === 'finished'")
+    page.evaluate(SET, ["target_modules", "nonsense"])
+    says(page, "'nonsense' finds no layer")  # before a run already, beside the last one
+    assert text(page, ".head b") == "Finished · stands" and page.get_by_role("button", name="Set target_modules empty").is_visible()
+    queue(page, comfy)
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Not started'")
+    says(page, "'nonsense' finds no layer")
+    until(page, "() => [...document.querySelectorAll('.loom-live .says p')].some((p) => p.textContent === 'Above: the last run, stands')")
+    assert drawn(page) > 300 and status(page) == "failed"
+    keep(page, comfy, "not_started")
+
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    browser, other = pages.launched(playwright, comfy.url)
+    try:
+        other.evaluate("(graph) => window.app.loadGraphData(graph)", saved)
+        says(other, "'nonsense' finds no layer")
+        other.evaluate(SET, ["target_modules", ""])  # a copy in which it is mended
+        says(other, "")
+        until(other, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · stands'")
+        queue(page, comfy)  # the first page's mistake once more
+        until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Not started'")
+        until(other, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · stands'")
+        says(other, "")
+        assert pages.ours(other) == []
+    finally:
+        browser.close()
+
+    page.get_by_role("button", name="Set target_modules empty").click()
+    says(page, "")
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · stands'")
+    for name, value, error, button, mended in (("steps", 0, "set Train LoRA's steps to 1 or more", "Set steps 1000", 1000),
+                                               ("name", "a/b:c", "name 'a/b:c' has '/' ':': Train LoRA's name takes", "Set name a_b_c", "a_b_c")):
+        page.evaluate(SET, [name, value])
+        says(page, error)
+        page.get_by_role("button", name=button).click()
+        says(page, "")
+        assert page.evaluate(VALUE, name) == mended
+    assert pages.ours(page) == []
+
+
+def test_a_run_goes_on_with_the_settings_that_it_began_with(comfy, page) -> None:
+    start(page, "goes_on", steps=4000)
+    page.evaluate(SET, ["seed", 5])
+    page.evaluate("window.app.queuePrompt(0)")
+    running(page, 3)
+    page.get_by_role("button", name="Stop and keep").click()
+    until(page, "() => document.querySelector('.loom-live').dataset.status === 'stopped'")
+    resume = page.locator(".loom-live .buttons button:visible")
+    for name, value in (("seed", 6), ("rank", 4), ("steps", 10)):
+        page.evaluate(SET, [name, value])
+    resume.click()
+    until(page, "() => document.querySelector('.loom-live .buttons button:not([hidden])').textContent.startsWith('resume is set')")
+    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "steps", "resume", "name")] == [5, 16, 4000, "goes_on", "goes_on"] and resume.is_disabled()
+    words = page.evaluate(VALUE, "preservation_words")
+    for name, value in (("seed", 7), ("rank", 8), ("preservation_words", "red, blue"), ("steps", 9999)):  # changed after all
+        page.evaluate(SET, [name, value])
+    queue(page, comfy)
+    says(page, "resume 'goes_on' with other settings")
+    keep(page, comfy, "other_settings")
+    page.get_by_role("button", name="Set back 3 settings").click()
+    says(page, "")
+    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "preservation_words", "steps")] == [5, 16, words, 9999]
+    page.evaluate("window.app.queuePrompt(0)")
+    running(page, 20)
+    page.get_by_role("button", name="Stop and keep").click()
+    until(page, "() => document.querySelector('.loom-live').dataset.status === 'stopped'")
+    page.evaluate(SET, ["resume", "none"])
+    until(page, "() => document.querySelector('.loom-live .buttons button:not([hidden])').textContent === 'Resume'")
     assert pages.ours(page) == []
 
 
@@ -176,7 +275,7 @@ def test_an_error_offers_the_way_out(comfy, page) -> None:
     page.get_by_role("button", name="Set learning_rate 1").click()
     assert page.evaluate(f"() => {TRAINER}.widgets.find((w) => w.name === 'learning_rate').value") == 1
     start(page, "right", steps=3, sample_steps=1)
-    page.evaluate("window.app.queuePrompt(0)")
+    queue(page, comfy)
     until(page, "() => document.querySelector('.loom-live')?.dataset.status === 'finished'")
     until(page, "() => [...document.querySelectorAll('.loom-live .film img')].filter((i) => i.naturalWidth).length === 2")
     slider = page.locator(".loom-live .time input")

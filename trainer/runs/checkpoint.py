@@ -63,7 +63,9 @@ def configured(run: Path) -> LoomConfig:
 def check_same(run: Path, config: LoomConfig) -> None:
     """LoomError naming every setting that differs from the run's own, where it must not."""
     before, now = configured(run).to_dict(), config.to_dict()
-    changed = [f"{name} is {now[part][name]!r}, was {value!r}" for part, values in before.items() for name, value in values.items()
+    changed = [(part, name) for part, values in before.items() for name, value in values.items()
                if now[part][name] != value and not {(part, name), (part, None)} & FREE]
     if changed:
-        raise LoomError(f"resume {run.name!r} with other settings ({'; '.join(changed)}): a run goes on as it began; set them back, or start a new run")
+        told = "; ".join(f"{name} is {now[part][name]!r}, was {before[part][name]!r}" for part, name in changed)
+        raise LoomError(f"resume {run.name!r} with other settings ({told}): a run goes on as it began; set them back, or start a new run",
+                        {name: before[part][name] for part, name in changed})

@@ -8,7 +8,7 @@ const FRESH = 30_000;  // ms: a folder or a file may be another after that
 export async function estimate(question) {
     const text = JSON.stringify(question), known = answers.get(text);
     if (known && Date.now() - known.at < FRESH) return known.answer;
-    const asked = post("estimate", question).then((found) => ({ ...found, notes: found.notes.map(translated) })).catch((error) => ({ error: error.message }));
+    const asked = post("estimate", question).then((found) => ({ ...found, notes: found.notes.map(translated) })).catch((error) => ({ error: error.message, fix: error.fix }));
     answers.set(text, { answer: asked, at: Date.now() });
     if (answers.size > 200) answers.delete(answers.keys().next().value);
     return asked;

@@ -14,7 +14,7 @@ const WORDS = {
         checkpointing: (m) => `So that it fits, gradient checkpointing will be turned on: about ${size(m.checkpointed)} then.`,
         tight: (m) => `It may not fit: about ${size(m.needed)} are needed, ${size(m.free)} are free. Lower the resolution, the batch size or the rank.`,
         takes: (m) => `About ${size(m.needed)} of ${m.device === "GPU" ? "GPU memory" : "memory"}${m.total ? ` (${size(m.total)})` : ""}`,
-        steps: (n, epochs, pictures) => `${n} steps${epochs ? `, ${epochs} epochs of ${pictures} pictures` : ""}`, filtered: "before FilterDataset leaves some out",
+        steps: (n, epochs, pictures) => `${n} steps${epochs ? `, ${epochs} epochs of ${pictures} pictures` : ""}`, filtered: "before Filter Dataset leaves some out",
     },
     zh: {
         noTrainer: "把 config 连到 Train LoRA，这里会显示训练需要多少资源。", noModel: "请把加载好的基础模型连到 Train LoRA，这里会显示训练需要多少资源。",

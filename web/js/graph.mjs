@@ -105,6 +105,24 @@ export const valuesOf = (place, names = null) => Object.fromEntries((place.node.
     .filter((widget) => widget.name && widget.value !== undefined && widget.serialize !== false && (!names || names.includes(widget.name)))
     .map((widget) => [widget.name, valueOf(place, widget.name)]));
 
+const isOurs = (node) => node.constructor.nodeData?.category === "LoRA Loom";
+const drawn = (node, name) => /seed/.test(name) && node.widgets?.some((widget) => widget.name === "control_after_generate" && widget.value !== "fixed");
+
+// Whether what leads to a node is as it was when it was queued: [[id, class, {input: value}]…], ids with those of the subgraphs around them.
+export function sameAs(node, queued) {
+    const own = (id) => id.split(":").at(-1), there = ancestors(here(node)).filter((place) => place.node.comfyClass);
+    const holder = (id, kind) => there.find((place) => String(place.node.id) === own(id) && place.node.comfyClass === kind);
+    const same = (place, values) => Object.entries(values).every(([name, value]) => {
+        const now = valueOf(place, name);
+        return now === undefined || drawn(place.node, name) || String(now) === String(value);
+    });
+    return queued.every(([id, kind, values]) => holder(id, kind) && same(holder(id, kind), values))
+        && there.filter((place) => isOurs(place.node)).every((place) => queued.some(([id, kind]) => own(id) === String(place.node.id) && kind === place.node.comfyClass));
+}
+
+// This node of ours and those of ours that lead to it.
+export const ours = (node) => ancestors(here(node)).map((place) => place.node).filter(isOurs);
+
 // The nodes of ours that belong together.
 const is = (kind) => (node) => node.comfyClass === kind;
 

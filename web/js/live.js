@@ -20,11 +20,14 @@ function mine(node, training) {
     return training.workflow && training.workflow === root()?.id ? true : training.name === widgetOf(node, "name")?.value;
 }
 
+const refused = ({ status, run }) => status === "failed" && !run;
+
 async function attach(panel) {
     const { node } = panel;
     if (!node.graph) return;
     const found = (await trainings().catch(() => [])).find((training) => mine(node, training));
     const kept = node.properties?.[KEPT];
+    if (found && refused(found)) return panel.refuse(found, kept);
     if (found && !(found.ended && kept && kept !== found.run)) return panel.take(found);
     if (kept && !(await panel.load(kept))) delete node.properties[KEPT];  // in the trash, or on another machine
 }
@@ -35,7 +38,8 @@ for (const name of EVENTS) {
             if (!mine(panel.node, detail)) continue;
             if (detail.run && panel.node.properties) panel.node.properties[KEPT] = detail.run;
             const missed = name !== "preparing" && (panel.state.prompt_id !== detail.prompt_id || (detail.run && panel.run && panel.run !== detail.run));
-            if (missed) attach(panel);  // it began before this page was there
+            if (refused(detail)) panel.refuse(detail, panel.node.properties?.[KEPT]);
+            else if (missed) attach(panel);  // it began before this page was there
             else panel.apply(name, detail);
         }
     });

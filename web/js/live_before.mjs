@@ -42,32 +42,36 @@ async function reportOf(node, values, batch) {
     return get("report", { ...values, batch_size: batch }).catch((error) => ({ findings: [], refused: error.message }));
 }
 
-// Keeps `panel.before` right for as long as its node shows no run. What it answers ends it.
+// Keeps `panel.before` right for as long as nothing trains in its node. What it answers ends it.
 export function watchBefore(panel) {
     const { node } = panel;
     let seen = "", since = 0, asked = "", busy = false;
-    const set = (lines) => {
-        panel.before = lines;
+    const set = (before) => {
+        panel.before = before;
         panel.soon();
     };
     const look = async () => {
-        if (busy || !node.graph || panel.state.status !== "idle" || !panel.element.getClientRects().length) return;
+        if (busy || !node.graph || !panel.rests || !panel.element.getClientRects().length) return;
+        panel.look();
         const dataset = datasetOf(node), question = requestFor(node), values = dataset ? valuesOf(dataset, REPORT) : null;
-        const batch = valuesOf(here(node), ["batch_size"]).batch_size ?? 1, text = JSON.stringify([question, values]);
+        const { name, batch_size: batch = 1 } = valuesOf(here(node), ["name", "batch_size"]);
+        if (question) question.train.name = name;
+        const text = JSON.stringify([question, values]);
         if (text !== seen) [seen, since] = [text, Date.now()];
         if (text === asked || Date.now() - since < REST) return;
         asked = text;
         busy = true;
         try {
-            const first = question ? needed(await estimate(question), { filtered: filtered(node) }) : [["", words().noModel]];
-            set(first);
+            const answer = question && (await estimate(question)), fix = answer?.fix;
+            const first = question ? needed(answer, { filtered: filtered(node) }) : [["", words().noModel]];
+            set({ lines: first, error: answer?.error, fix });
             if (!values?.folder) return;
             const report = await reportOf(dataset.node, values, batch);
             const bad = report.refused ? [["error", report.refused]] : complaints(report);
             const repeated = new Set(first.map(([, line]) => line));  // a folder that is missing is said by both
-            set([...bad.filter(([, line]) => !repeated.has(line)), ...first]);
+            set({ lines: [...bad.filter(([, line]) => !repeated.has(line)), ...first], error: answer?.error, fix });
         } catch (error) {
-            set([["error", error.message]]);
+            set({ lines: [["error", error.message]] });
         } finally {
             busy = false;
         }

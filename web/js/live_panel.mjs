@@ -2,11 +2,13 @@
 import { api } from "../../scripts/api.js";
 import { Chart, Curve } from "./live_chart.mjs";
 import { Film } from "./live_film.mjs";
+import { giver, here, sameAs } from "./graph.mjs";
 import { applyFix, fixText } from "./live_fix.mjs";
 import { liveStyle } from "./live_style.mjs";
 import { words } from "./live_words.mjs";
 import { el } from "./modal.mjs";
 import { control, curveOf, oneRun } from "./runs_api.mjs";
+import { resumeRun } from "./runs_graph.mjs";
 import { say } from "./settings.mjs";
 import { translated } from "./translated.mjs";
 import { duration, gigabytes, number, speed } from "./units.mjs";
@@ -30,19 +32,20 @@ export class Panel {
         this.place.dataset.hint = w.noCurve;
         this.buttons = Object.fromEntries(["stop", "save", "sample"].map((action) => [action, el("button", { type: "button", title: w[`${action}Tip`], textContent: w[action], onclick: () => this.press(action) })]));
         this.resume = el("button", { type: "button", title: w.resumeTip, textContent: w.resume, hidden: true, onclick: () => this.goOn() });
-        this.fix = el("button", { type: "button", className: "strong", hidden: true, onclick: () => applyFix(this.node, this.state.fix) });
+        this.fix = el("button", { type: "button", className: "strong", hidden: true, onclick: () => applyFix(this.node, this.way().fix) });
         this.says = el("div", { className: "says" });
         this.element = el("div", { className: "loom-live" }, el("div", { className: "inside" },
             el("div", { className: "head" }, el("div", {}, this.title, this.numbers), el("div", {}, this.facts, this.room)), el("div", { className: "done" }, this.bar),
             this.place, this.film.row, this.film.time, el("div", { className: "buttons" }, this.fix, ...Object.values(this.buttons), this.resume), this.says));
         this.element.style.setProperty("--loom-height", `${HEIGHT}px`);
         this.chart = new Chart(this.place);
-        this.before = null;  // what is known before a run: lines of text
+        this.before = { lines: [] };  // what is known before a run: lines of text, and what would mend the settings
         this.reset();
     }
 
     reset() {
         this.state = { status: "idle", run: "", step: 0, steps: 0, messages: [], warnings: [] };
+        this.refusal = null;  // why the last training did not start; what the panel shows else is the run before it
         this.curve.clear();
         this.film.clear();
         this.render();
@@ -51,6 +54,27 @@ export class Panel {
     get run() { return this.state.run; }
 
     get over() { return OVER.has(this.state.status); }
+
+    // Nothing is on its way here.
+    get rests() { return this.state.status === "idle" || this.over; }
+
+    // What is wrong with the settings as they are now, {error, fix}: a training was refused for them, or would be.
+    way() {
+        if (!this.rests) return {};
+        if (this.refusal && sameAs(this.node, this.refusal.queued)) return this.refusal;
+        if (this.before.fix) return this.before;
+        return this.state.status === "failed" ? this.state : {};
+    }
+
+    get continues() { return this.run && giver(here(this.node), "resume").widget?.value === this.run; }
+
+    // A training ended before it had begun: `last` is the run that is shown again.
+    async refuse(refusal, last) {
+        this.reset();
+        this.refusal = refusal;
+        this.render();
+        return last ? this.load(last) : true;
+    }
 
     // A training that this server remembers: its state as it is now, and its curve and samples from disk.
     async take(state) {
@@ -112,10 +136,18 @@ export class Panel {
         });
     }
 
+    // What the graph says of the panel may have changed.
+    look() {
+        const seen = JSON.stringify([this.way().error, this.continues]);
+        if (seen !== this.seen) this.soon();
+        this.seen = seen;
+    }
+
     render() {
         const w = words(), s = this.state, train = s.phase === "train" || this.over, running = s.status === "running" || s.status === "preparing";
-        Object.assign(this.element.dataset, { status: s.status, phase: s.phase ?? "" });
-        this.title.textContent = (s.status === "idle" ? w.idle : this.over ? w[s.status] : s.phase ? w[s.phase] : w.preparing) + (s.run ? ` · ${s.run}` : "");
+        const way = this.way(), refused = this.refusal !== null && way === this.refusal, status = refused ? "failed" : s.status;
+        Object.assign(this.element.dataset, { status, phase: s.phase ?? "" });
+        this.title.textContent = refused ? w.refused : (s.status === "idle" ? w.idle : this.over ? w[s.status] : s.phase ? w[s.phase] : w.preparing) + (s.run ? ` · ${s.run}` : "");
         this.title.title = this.title.textContent;
         this.numbers.textContent = s.steps ? w.step(s.step, s.steps) : "";
         const facts = [];
@@ -132,20 +164,24 @@ export class Panel {
             button.disabled = action === "stop" ? !running : !(s.status === "running" && s.phase === "train") || this.asked === action;
             button.textContent = this.asked === action ? w.asked : w[action];
         }
-        const way = s.status === "failed" && Object.keys(s.fix ?? {}).length > 0;
-        this.fix.hidden = !way;
-        this.fix.textContent = this.fix.title = way ? fixText(this.node, s.fix) : "";
-        this.resume.hidden = !(this.over && s.resumable);
-        for (const button of Object.values(this.buttons)) button.hidden = way || !this.resume.hidden;
-        this.tell(w, s);
+        const mends = Object.keys(way.fix ?? {}).length > 0;
+        this.fix.hidden = !mends;
+        [this.fix.textContent, this.fix.title] = mends ? fixText(this.node, way.fix) : ["", ""];
+        this.resume.hidden = !(this.over && s.resumable) || mends;
+        this.resume.disabled = this.continues;
+        this.resume.textContent = this.continues ? w.resumed : w.resume;
+        for (const button of Object.values(this.buttons)) button.hidden = mends || !this.resume.hidden;
+        this.tell(w, s, refused ? way.error : "");
     }
 
     // Errors first, then what was said before and on the way, the newest first.
-    tell(w, s) {
-        const lines = [];
+    tell(w, s, refused) {
+        const lines = [], known = translated(refused);
+        if (refused) lines.push(["error", refused]);
+        if (this.rests) lines.push(...this.before.lines.filter(([kind, text]) => text !== known && (s.status === "idle" || kind === "error")));
+        if (refused && s.run) lines.push(["", w.above(s.run)]);
         if (s.status === "failed") lines.push(["error", s.error]);
         if (this.over && s.report) lines.push(["", s.report]);
-        if (s.status === "idle" && this.before) lines.push(...this.before);
         for (const message of [...(s.messages ?? [])].reverse()) {
             const said = w.messages[message.id]?.({ ...message, change: translated(message.change), reason: translated(message.reason) });
             if (said) lines.push([message.id === "checkpoint" ? "" : "warning", said]);
@@ -174,7 +210,8 @@ export class Panel {
         this.render();
     }
 
-    goOn() {
-        applyFix(this.node, { resume: this.run });
+    async goOn() {
+        await resumeRun(this.run, this.node).catch((error) => say("error", error.message));
+        this.render();
     }
 }

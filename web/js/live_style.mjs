@@ -41,7 +41,8 @@ const STYLE = `
     .loom-live .buttons { flex: none; display: flex; gap: 6px; }
     .loom-live .buttons button { font: inherit; color: var(--text); background: var(--field); border: 0; border-radius: 8px; padding: 0 6px; min-height: 28px; cursor: pointer; flex: 1 1 auto; min-width: 0; overflow-wrap: anywhere; }
     .loom-live .buttons .strong { background: var(--strong); color: var(--strong-text); flex-grow: 2; }
-    .loom-live button:hover:not(:disabled) { background: var(--hover); }
+    .loom-live button:hover:not(:disabled, .strong) { background: var(--hover); }
+    .loom-live .strong:hover { filter: brightness(1.12); }
     .loom-live button:disabled { opacity: .45; cursor: default; }
     .loom-live :focus-visible { outline: 2px solid var(--strong); outline-offset: -2px; }
     .loom-live .says { flex: 0 0 58px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; padding: 3px 6px; box-sizing: border-box; background: var(--field); user-select: text; overflow-wrap: anywhere; }

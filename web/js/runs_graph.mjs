@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { fillConfig } from "./config_fill.mjs";
 import { configOf, everyNode, root } from "./graph.mjs";
+import { oneRun } from "./runs_api.mjs";
 import { words } from "./runs_words.mjs";
 import { say } from "./settings.mjs";
 import { setValue } from "./widgets.mjs";
@@ -57,10 +58,14 @@ export async function useLora(lora) {
     return true;
 }
 
-export async function resumeRun(name) {
-    const trainer = meant("TrainLoRA");
+// It goes on with the settings that it began with.
+export async function resumeRun(name, trainer = meant("TrainLoRA")) {
     if (!trainer) return false;
-    await changing(() => setValue(trainer, "resume", name));
+    const { config } = await oneRun(name), node = configOf(trainer)?.node;
+    await changing(async () => {
+        if (node) await fillConfig(node, config, [trainer]);
+        setValue(trainer, "resume", name);
+    });
     say("success", words().resumed(name));
     return true;
 }

@@ -3,16 +3,17 @@ import { api } from "../../scripts/api.js";
 import { translated } from "./translated.mjs";
 
 class Refused extends Error {
-    constructor(message, status) {
+    constructor(message, status, fix) {
         super(message);
         this.status = status;
+        this.fix = fix;
     }
 }
 
 async function answerOf(route, options) {
     const response = await api.fetchApi(route, options), said = `${response.status} ${response.statusText}`;
     const answer = await response.json().catch(() => ({ error: said }));
-    if (!response.ok) throw new Refused(translated(answer?.error ?? said), response.status);
+    if (!response.ok) throw new Refused(translated(answer?.error ?? said), response.status, answer?.fix);
     return answer;
 }
 

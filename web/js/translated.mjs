@@ -14,9 +14,21 @@ export function loadMessages() {
     return loading;
 }
 
-// The text as it is where the page is not Chinese, where nothing is known of it, and until the table is there.
+// Nodes and inputs by the titles that the canvas shows: "set Train LoRA's steps" for "set TrainLoRA.steps". Names of files and runs stay as they are.
+const ID = /(?<![\w'"/\\.-])([A-Z][a-z]+[A-Z]\w*)(?:\.([a-z]\w*))?(?![\w/\\-])/g;
+
+function titled(text) {
+    return text.replace(ID, (all, id, input) => {
+        const kind = window.LiteGraph?.registered_node_types?.[id], { required, optional } = kind?.nodeData?.input ?? {};
+        if (kind?.nodeData?.category !== "LoRA Loom" || (input && !required?.[input] && !optional?.[input])) return all;
+        return input ? `${kind.title}'s ${input}` : kind.title;
+    });
+}
+
+// The text as it is where nothing is known of it, and until the Chinese table is there.
 export function translated(text) {
-    if (!text || !chinese()) return text;
+    if (!text) return text;
+    if (!chinese()) return typeof text === "string" ? titled(text) : text;
     if (!chineseOf) loadMessages();
     return chineseOf?.(text) ?? text;
 }
