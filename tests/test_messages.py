@@ -26,7 +26,7 @@ TABLE = json.loads((ROOT / "web" / "js" / "messages.zh.json").read_text(encoding
 NAMES = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
 HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
-GRAMMAR = {"", "s", "is", "are", "has", "have", "has a caption", "have captions"}  # words that Chinese does without
+GRAMMAR = {"", "s", "is", "are", "find", "finds", "it", "them", "has", "have", "has a caption", "have captions"}  # words that Chinese does without
 
 
 @pytest.fixture(scope="module")
