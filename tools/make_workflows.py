@@ -56,7 +56,7 @@ async ({prompt, name, id, layout}) => {
       if (heading) groups.push(group = {heading, left: x, right: x, bottom: y});
       for (const [id, width, height] of column) {
         const node = id === "note" ? note : byId(id), least = node.computeSize();
-        node.setSize([Math.max(width, least[0]), Math.max(height, least[1])]);
+        node.setSize([Math.max(width, least[0]), Math.max(height, least[1], layout.heights[node.comfyClass] ?? 0)]);
         node.pos = [x, y];
         y += node.size[1] + title + gap;
         widest = Math.max(widest, node.size[0]);
@@ -195,7 +195,7 @@ def main() -> None:
                     continue
                 browser, page = open_page(playwright, comfy.url)  # a page of its own: ComfyUI's keeps widgets' values by node number
                 saved = page.evaluate(BUILD, {"prompt": layout["graph"](), "name": name, "id": identity(name),
-                                              "layout": {"models": layout.get("models", {}), "note": graphs.note(name), "title": layout["title"], "rows": layout["rows"]}})
+                                              "layout": {"heights": graphs.HEIGHTS, "models": layout.get("models", {}), "note": graphs.note(name), "title": layout["title"], "rows": layout["rows"]}})
                 (FOLDER / f"{name}.json").write_text(saved + "\n", encoding="utf-8")
                 page.evaluate("(saved) => window.app.loadGraphData(JSON.parse(saved))", saved)
                 page.wait_for_timeout(1500)

@@ -57,6 +57,34 @@ def test_an_example_opens_and_runs_with_small_models(comfy, page, name):
     finished(comfy, prompt)
 
 
+# [node, other] where two nodes lie on one another, and [node, group] where one hangs out of its group.
+OVER = """async (name) => {
+    const {app} = window, answer = await app.api.fetchApi(`/workflow_templates/comfyui-lora-loom/${name}.json`), title = LiteGraph.NODE_TITLE_HEIGHT, wait = (ms) => new Promise((done) => setTimeout(done, ms));
+    await app.loadGraphData(await answer.json());
+    const {ds} = app.canvas, element = (node) => document.querySelector(`.lg-node[data-node-id="${node.id}"]`);
+    ds.scale = 0.3;
+    [ds.offset[0], ds.offset[1]] = [100, 100];
+    app.canvas.setDirty(true, true);
+    for (let tries = 0; tries < 40 && !app.graph._nodes.every(element); tries++) await wait(100);
+    await wait(700);
+    const boxes = app.graph._nodes.map((node) => { const r = element(node).getBoundingClientRect(), [x, y] = [node.pos[0], node.pos[1] - title]; return [node.title, x, y, x + r.width / ds.scale, y + r.height / ds.scale]; });
+    const inside = (group, x, y) => x >= group.pos[0] && x <= group.pos[0] + group.size[0] && y >= group.pos[1] && y <= group.pos[1] + group.size[1];
+    const meet = ([, ax, ay, ar, ab], [, bx, by, br, bb]) => ax < br && bx < ar && ay < bb && by < ab;
+    return [...boxes.flatMap((one, i) => boxes.slice(i + 1).filter((other) => meet(one, other)).map((other) => [one[0], other[0]])),
+            ...boxes.flatMap((one) => app.graph._groups.filter((group) => inside(group, one[1], one[2]) && !inside(group, one[3], one[4])).map((group) => [one[0], group.title]))];
+}"""
+
+
+@pytest.mark.browser
+def test_nodes_have_room_in_the_new_renderer_too(comfy, page):
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    try:
+        over = {name: page.evaluate(OVER, name) for name in workflows.WORKFLOWS}
+    finally:
+        page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    assert not any(over.values()), over
+
+
 def finished(comfy, prompt: dict) -> None:
     """Runs the prompt; every node has run, and its LoRA is there."""
     outcome = comfy.run(prompt, timeout=600)
