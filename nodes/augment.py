@@ -27,7 +27,7 @@ class AugmentDataset(io.ComfyNode):
         strengths = [widget(io.Float, name, default=0.0, min=0.0, max=high, step=1.0 if high > 10 else 0.05, tooltip=_TIPS[name])
                      for name, high in LIMITS.items()]
         return schema(
-            "AugmentDataset", "Augment Dataset", search_aliases=["augmentation", "flip", "random crop", "rotate", "color jitter"],
+            "AugmentDataset", "Augment Dataset", search_aliases=["augmentation", "flip", "random crop", "rotate", "color jitter", "数据增强", "训练"],
             description="Variants of each picture, for sets of few. All are off at 0. The images show the pictures as they will be trained on, "
                         "the first of each as it is.",
             inputs=[widget(Dataset, "dataset", tooltip="The pictures to vary: Load Dataset's, or what a node behind it has made of them."), *strengths,

@@ -13,7 +13,7 @@ class PreviewSample(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "PreviewSample", "Preview Sample", is_output_node=True, search_aliases=["sample", "before after", "test lora", "compare"],
+            "PreviewSample", "Preview Sample", is_output_node=True, search_aliases=["sample", "before after", "test lora", "compare", "样图", "训练"],
             description="One picture a prompt line. With base_model connected, each picture shows before (left) and after (right) from the same noise.",
             inputs=[
                 widget(io.Model, "model", tooltip="The model with the LoRA: Train LoRA's."),

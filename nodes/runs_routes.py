@@ -81,7 +81,8 @@ def _told(run: Path, now: set[str]) -> dict[str, Any]:
     elif found["status"] == "running":
         found["elsewhere"] = held.is_held(run)  # by the command line, or by another server
         found["status"] = "running" if found["elsewhere"] else "lost"
-    found["lora"] = _lora_name(found.get("lora"))
+    found["lora"] = name = _lora_name(found.get("lora"))
+    found["lora_bytes"] = os.path.getsize(folder_paths.get_full_path("loras", name)) if name else 0
     found.pop("host", None)
     return found
 

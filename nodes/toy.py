@@ -8,7 +8,7 @@ class ToyBase(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "ToyBase", "Toy Base", search_aliases=["test model", "tiny sd", "demo checkpoint"],
+            "ToyBase", "Toy Base", search_aliases=["test model", "tiny sd", "demo checkpoint", "测试模型", "训练"],
             description="A 3-million-parameter Stable Diffusion for 64x64 pictures of coloured shapes "
                         "(\"a red circle on a blue background\"). For trying things out on any PC.",
             inputs=[], outputs=[output(io.Model, "model"), output(io.Clip, "clip"), output(io.Vae, "vae")],

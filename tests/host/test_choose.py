@@ -253,6 +253,9 @@ def keep(comfy, page, name: str) -> None:
     page.screenshot(path=str(host.KEPT / f"{comfy.which}_choose_{name}.png"))
 
 
+SET = "([name, value]) => { window.app.graph.getNodeById(7).widgets.find((w) => w.name === name).value = value; }"
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("renderer", ["canvas", "vue"])
 def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
@@ -305,6 +308,20 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     page.locator(".loom-choose .cell .look").nth(2).click()
     assert page.evaluate(VIEW) == "step 2 at strength 1"
     page.keyboard.press("Escape")
+
+    # another comparison is not the one that is shown, and without a choice the newest goes on
+    page.evaluate(SET, ["compare", "prompts"])
+    page.wait_for_function(f"() => ({LOOK})().says.includes('The grid is of another drawing: press Run to compare prompts')")
+    page.evaluate(SET, ["compare", "strengths"])
+    page.evaluate(SET, ["prompts", "a red star\na blue star\n"])
+    page.wait_for_function(f"() => ({LOOK})().says.includes('Drawn with the first of 2 prompts; compare: prompts draws all')")
+    page.locator(".loom-choose .cell .pick").nth(1).click()
+    page.wait_for_function("() => document.querySelectorAll('.loom-choose .cell')[1].classList.contains('chosen')")
+    keep(comfy, page, f"{renderer}_remarks")
+    page.locator(".loom-choose .foot button").click()
+    assert page.evaluate(LOOK)["choice"] == "" and page.evaluate(LOOK)["says"][0] == "Nothing chosen: press Run to go on with the newest step at strength 1"
+    page.locator(".loom-choose .cell .pick").nth(5).click()
+    page.wait_for_timeout(500)
 
     # saved and opened again, and after a reload of the page, the grid and the choice are there
     saved = page.evaluate("() => window.app.graph.serialize()")

@@ -127,7 +127,7 @@ def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> 
     page.get_by_role("button", name="Save now").click()
     page.get_by_role("button", name="Sample now").click()
     until(page, "() => document.querySelectorAll('.loom-live .film img').length === 2", 90)
-    until(page, "() => [...document.querySelectorAll('.loom-live .says p')].some((p) => /saved at step \\d+ \\(saved\\)/.test(p.textContent))")
+    until(page, "() => [...document.querySelectorAll('.loom-live .says p')].some((p) => /saved at step \\d+ \\(asked for\\)/.test(p.textContent))")
     keep(page, comfy, "running")
     told = comfy.get("/lora_loom/run?name=watched")
     assert [c["kind"] for c in told["checkpoints"]] == ["saved"] and len(told["samples"]) == 2 and told["status"] == "running"

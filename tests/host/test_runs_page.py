@@ -151,7 +151,9 @@ def test_the_list_shows_every_run(comfy, page, runs):
     assert star.locator(".picture:visible span").all_text_contents() == ["best 300", "last 400"] and card(runs, "toy_star_wide").locator(".picture:visible").count() == 1
     page.wait_for_function("() => [...document.querySelectorAll('.loom-runs .picture img[src]')].length >= 4 && [...document.querySelectorAll('.loom-runs .picture img[src]')].every((i) => i.naturalWidth === 192)")
     used = comfy.get("/lora_loom/runs")["runs"]
-    assert runs.locator(".foot span").text_content() == f"3 runs · {sum(run['bytes'] for run in used) / 2**20:.1f} MB"
+    files = {run["lora"]: run["lora_bytes"] for run in used}
+    assert all(files[name] == ((comfy.base / "output" / "loras" / name).stat().st_size if name else 0) for name in files) and sum(files.values()) > 0
+    assert runs.locator(".foot span").text_content() == f"3 runs · {sum(run['bytes'] for run in used) / 2**20:.1f} MB + {sum(files.values())} B of LoRA files"
     keep(page, comfy, "list")
 
 
@@ -256,7 +258,7 @@ def test_trash_undo_and_empty(comfy, page, runs):
     card(runs, "away").locator("button.name").focus()
     page.keyboard.press("Delete")
     runs.locator(".notice").wait_for()
-    assert runs.locator(".notice span").text_content() == "“away” is in the trash." and not (folder / "away").exists() and "away" not in shown(runs)
+    assert runs.locator(".notice span").text_content() == "“away” is in the trash. Its LoRA away.safetensors stays in the loras folder." and not (folder / "away").exists() and "away" not in shown(runs)
     assert page.evaluate("() => window.app.graph._nodes.length") == 1  # the selected node is the page's affair
     assert page.evaluate("() => document.activeElement.classList.contains('name')")  # the keys go on from the next run
     runs.locator(".notice button", has_text="Undo").click()

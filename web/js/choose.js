@@ -3,7 +3,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { GridPanel, HEIGHT } from "./choose_panel.mjs";
 import { root } from "./graph.mjs";
-import { addView, after, living } from "./node.mjs";
+import { addView, after, living, watching } from "./node.mjs";
 import { recentGrids } from "./runs_api.mjs";
 import { list, widgetOf } from "./widgets.mjs";
 
@@ -77,7 +77,6 @@ app.registerExtension({
         scrolling(panel);
         addView(node, UI, panel.element, { width: 400, height: HEIGHT });
         node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1] + 120)]);  // room for a third row of pictures
-        if (panel.widget) after(panel.widget, "callback", () => panel.render());
         after(node, "onConfigure", () => setTimeout(() => attach(panel)));  // when the graph has its id
         after(node, "onExecuted", (output) => {
             const [found] = output?.[UI] ?? [];
@@ -86,8 +85,12 @@ app.registerExtension({
             if (panel.take(found)) panel.load(found.run, found.grid);  // of the cache, perhaps, while another grid is shown
         });
         living(node, () => {
+            const stop = watching(panel.element, () => panel.look(), 400);
             panels.add(panel);
-            return () => panels.delete(panel);
+            return () => {
+                stop();
+                panels.delete(panel);
+            };
         });
     },
 });

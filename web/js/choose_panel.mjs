@@ -46,6 +46,7 @@ export class GridPanel {
         this.layout = null;
         this.state = {};
         this.at = [0, 0];  // where the keys are
+        this.asked = "";  // what the texts depend on
         this.render();
     }
 
@@ -62,6 +63,14 @@ export class GridPanel {
         if (layout) this.lay(layout);
         this.render();
         return this.layout?.id !== state.grid || this.layout.run !== state.run;
+    }
+
+    // What the node's widgets say may have changed.
+    look() {
+        const at = here(this.node), asked = JSON.stringify(["choice", "compare", "prompts"].map((name) => valueOf(at, name))), run = widgetOf(this.node, "run");
+        if (run) run.disabled = this.node.inputs?.find((input) => input.name === "path")?.link != null;
+        if (asked !== this.asked) this.render();
+        this.asked = asked;
     }
 
     recovered() {
@@ -162,7 +171,11 @@ export class GridPanel {
             const goesOn = s.chosen && s.handed && s.handed.file === choice.file && s.handed.strength === choice.strength;
             lines.push(["", `${w.chosen(w.at(stepOf(choice.file), choice.strength))} · ${goesOn ? w.goesOn : w.pressRun}`]);
         } else if (this.chosen) lines.push(["warning", w.elsewhere(this.chosen)]);
+        else if (s.chosen) lines.push(["soft", w.cleared]);
         else if (s.handed && stepOf(s.handed.file) !== undefined) lines.push(["soft", w.none(w.at(stepOf(s.handed.file), s.handed.strength))]);
+        const compare = valueOf(here(this.node), "compare"), prompts = (valueOf(here(this.node), "prompts") ?? "").split("\n").filter((line) => line.trim()).length;
+        if (layout && s.status !== "drawing" && compare && layout.compare !== compare) lines.push(["soft", w.other(compare)]);
+        else if (layout && compare === "strengths" && prompts > 1) lines.push(["soft", w.first(prompts)]);
         for (const note of s.notes ?? []) lines.push(["warning", w.notes[note.id]?.(note) ?? note.text]);
         const key = JSON.stringify(lines);
         if (key === this.told) return;  // a text that is being read or marked stays

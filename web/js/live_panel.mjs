@@ -26,7 +26,7 @@ export class Panel {
         this.title = el("b");
         this.numbers = el("span", { className: "numbers" });
         this.facts = el("span", { className: "soft" });
-        this.room = el("span", { className: "room" });
+        this.room = el("span", { className: "room", title: w.process });
         this.bar = el("i");
         this.place = el("div", { className: "chart empty" });
         this.place.dataset.hint = w.noCurve;

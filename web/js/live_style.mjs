@@ -1,6 +1,6 @@
 // The looks of the live panel.
 import { el } from "./modal.mjs";
-import { addStyle, FONT, THEME } from "./theme.mjs";
+import { addStyle, FONT, STATES, THEME } from "./theme.mjs";
 
 const STYLE = `
     .loom-live { ${THEME}
@@ -12,8 +12,7 @@ const STYLE = `
     .loom-live .head div { display: flex; gap: 8px; white-space: nowrap; height: 18px; }
     .loom-live .head b { font-weight: 600; overflow: hidden; text-overflow: ellipsis; }
     .loom-live .head b::before { content: ""; display: inline-block; width: 8px; height: 8px; border-radius: 50%; margin-right: 6px; background: var(--soft); }
-    .loom-live[data-status=running] .head b::before, .loom-live[data-status=preparing] .head b::before { background: var(--strong); }
-    .loom-live[data-status=failed] .head b::before { background: var(--wrong); }
+    ${Object.entries(STATES).map(([status, color]) => `.loom-live[data-status=${status}] .head b::before { background: ${color}; }`).join("\n    ")}
     .loom-live .numbers { margin-left: auto; font-variant-numeric: tabular-nums; }
     .loom-live .soft { color: var(--soft); font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; }
     .loom-live .room { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; flex: none; }

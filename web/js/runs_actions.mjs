@@ -26,7 +26,7 @@ const WORK = {
         const place = panel.shown.indexOf(run), inside = panel.box.contains(document.activeElement), { name, trashed } = await trashRun(run.name);
         await panel.refresh();
         if (inside) panel.focus(Math.min(place, panel.shown.length - 1));
-        panel.tell(words().trashed(name), words().undo, () => restore(panel, trashed));
+        panel.tell(words().trashed(name, run.lora), words().undo, () => restore(panel, trashed));
         return true;
     },
 };

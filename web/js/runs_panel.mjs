@@ -157,7 +157,8 @@ export class RunsPanel {
     }
 
     total() {
-        const w = words(), bytes = size(this.shown.reduce((sum, run) => sum + run.bytes, 0));
+        const w = words(), files = [...new Map(this.shown.map((run) => [run.lora, run.lora_bytes])).values()].reduce((sum, bytes) => sum + bytes, 0);  // two runs may have given one file
+        const bytes = size(this.shown.reduce((sum, run) => sum + run.bytes, 0)) + (files ? ` + ${w.loras(size(files))}` : "");
         this.used.textContent = this.shown.length === this.runs.length ? w.used(this.runs.length, bytes) : w.found(this.shown.length, this.runs.length, bytes);
         this.bin.hidden = !this.trash.length;
         this.bin.textContent = w.trashHolds(this.trash.length, size(this.trash.reduce((sum, run) => sum + run.bytes, 0)));

@@ -15,7 +15,7 @@ function shown(value) {
 const FACTS = {
     status: (run) => states()[run.status] ?? run.status, started: (run) => moment(run.started), seconds: (run) => (run.seconds ? duration(run.seconds) : ""),
     step: (run) => (run.steps ? `${run.step} / ${run.steps}` : run.step), loss: (run) => number(run.loss), best: (run) => number(run.best),
-    model: (run) => run.model, family: (run) => run.family, pictures: (run) => run.pictures, lora: (run) => run.lora, bytes: (run) => size(run.bytes),
+    model: (run) => run.model, family: (run) => run.family, pictures: (run) => run.pictures, lora: (run) => run.lora, bytes: (run, w) => size(run.bytes) + (run.lora_bytes ? ` + ${w.loras(size(run.lora_bytes))}` : ""),
 };
 
 // [{part, name, values, differs}] of all settings that any of the runs has.
@@ -38,7 +38,7 @@ export function settingsOf(runs) {
     const line = (name, values, className = "") => el("tr", { className }, el("th", { scope: "row", textContent: name }), ...values.map(cell));
     const draw = () => {
         const rows = all.filter((row) => row.differs || whole.checked);
-        const facts = Object.entries(FACTS).map(([name, of]) => [w.fact[name], runs.map((run) => of(run) ?? "")]);
+        const facts = Object.entries(FACTS).map(([name, of]) => [w.fact[name], runs.map((run) => of(run, w) ?? "")]);
         const lines = facts.filter(([, values]) => values.some((value) => value !== "")).map(([name, values]) => line(name, values));
         let part = "";
         for (const row of rows) {

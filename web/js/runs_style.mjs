@@ -1,13 +1,13 @@
 // The looks of the list of runs, and of the dialog that compares them.
-import { addStyle, FONT, THEME } from "./theme.mjs";
+import { addStyle, FONT, STATES, THEME } from "./theme.mjs";
 
 export const HEIGHT = 166;  // of a run in the list, its gap included
 export const COLORS = ["#3b8eea", "#e8833a", "#2fae86", "#d65db1", "#b8941f", "#8b78f2", "#e05263", "#3aa6b9"];  // seen on dark and on light
 
-const states = (inside) => Object.entries({ running: "--strong", finished: "--loom-good", failed: "--wrong", lost: "--warn", interrupted: "--warn" }).reduce(
+const states = (inside) => Object.entries(STATES).reduce(
     (css, [status, color]) => `${css}
-    ${inside} [data-status=${status}] .state::before { background: var(${color}); }`, `
-    ${inside} .state { flex: none; display: inline-flex; align-items: center; gap: 5px; color: var(--soft); white-space: nowrap; --loom-good: #2fae86; }
+    ${inside} [data-status=${status}] .state::before { background: ${color}; }`, `
+    ${inside} .state { flex: none; display: inline-flex; align-items: center; gap: 5px; color: var(--soft); white-space: nowrap; }
     ${inside} .state::before { content: ""; width: 8px; height: 8px; border-radius: 50%; background: var(--soft); flex: none; }`);
 
 const LIST = `

@@ -1,6 +1,9 @@
 // What all that we show has in common: ComfyUI's own theme, by its variables of 2026, else those of 2025.
 export const FONT = 'Inter, ui-sans-serif, system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif';
 
+// Of a run's states: the list has them as the live panel does.
+export const STATES = { running: "var(--strong)", preparing: "var(--strong)", finished: "#2fae86", failed: "var(--wrong)", lost: "var(--warn)", interrupted: "var(--warn)" };
+
 export const THEME = `
     --panel: var(--interface-panel-surface, var(--comfy-menu-bg, #202020));
     --field: var(--component-node-widget-background, var(--comfy-input-bg, #2b2b2b));
