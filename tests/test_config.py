@@ -165,6 +165,11 @@ def test_bad_names(name, parts):
     with pytest.raises(LoomError) as caught:
         check_name(name)
     assert all(part in str(caught.value) for part in parts), caught.value
+    mended = caught.value.fix["name"]
+    assert check_name(mended) == mended and (mended == "my_lora" or any(letter in mended for letter in str(name) if letter.isalnum()))
+    with pytest.raises(LoomError) as caught:  # of another input there is nothing to set
+        check_name(name, "a run's name")
+    assert caught.value.fix == {}
 
 
 def test_steps_zero_is_fine_with_epochs():

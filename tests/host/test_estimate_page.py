@@ -148,7 +148,7 @@ def test_the_strip_follows_the_widgets(comfy, page, vue):
     assert len(bars) == 3 and all(width > 0 for width in bars) and sum(bars) <= 100.1
     shot(page, f"estimate_{comfy.which}_{'vue' if vue else 'classic'}")
     set_widget(page, "LoRAConfig", "target_modules", "nothing_like_this$")
-    wait_for(page, "find no layer")
+    wait_for(page, "finds no layer")
     set_widget(page, "LoRAConfig", "target_modules", "")
     wait_for(page, "parameters")
     page.evaluate(f"() => {node('TrainLoRA')}.disconnectInput({node('TrainLoRA')}.inputs.findIndex((i) => i.name === 'model'))")
