@@ -208,6 +208,10 @@ def test_what_may_not_change_is_named(model: backbone.DiffusersModel, dataset: D
         run(model, dataset, CONFIG.replace(**change), tmp_path, resume="toy")
     assert all(word in str(error.value) for word in words), error.value
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    mended = CONFIG.replace(**change)
+    for part, values in mended.to_dict().items():
+        mended = mended.replace(**{part: {name: value for name, value in error.value.fix.items() if name in values}})
+    assert mended != CONFIG.replace(**change) and run(model, dataset, mended, tmp_path, resume="toy").steps == mended.train.steps
 
 
 @pytest.mark.parametrize("part,name", [("vae", "vae"), ("text_encoders", "text encoder")])
