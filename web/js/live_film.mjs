@@ -28,7 +28,7 @@ export class Film {
     // files: [{file, step, number}]
     load(run, version, files, prompts) {
         if (run !== this.run) this.clear();
-        Object.assign(this, { run, version, prompts: prompts ?? this.prompts });
+        Object.assign(this, { run, version: this.version || version, prompts: prompts ?? this.prompts });  // pictures in sight are not fetched again
         for (const { file, step, number } of files) {
             if (!this.steps.has(step)) this.steps.set(step, []);
             this.steps.get(step)[number - 1] = file;
