@@ -188,6 +188,7 @@ def queue(page, comfy) -> None:
     while ended(comfy) == before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ended(comfy) > before
+    page.wait_for_timeout(700)
     page.keyboard.press("Escape")  # ComfyUI's own dialog of an error
 
 
@@ -241,12 +242,11 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(comfy, page) -> None
     running(page, 3)
     page.get_by_role("button", name="Stop and keep").click()
     until(page, "() => document.querySelector('.loom-live').dataset.status === 'stopped'")
-    resume = page.locator(".loom-live .buttons button:visible")
     for name, value in (("seed", 6), ("rank", 4), ("steps", 10)):
         page.evaluate(SET, [name, value])
-    resume.click()
+    page.get_by_role("button", name="Resume").click()
     until(page, "() => document.querySelector('.loom-live .buttons button:not([hidden])').textContent.startsWith('resume is set')")
-    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "steps", "resume", "name")] == [5, 16, 4000, "goes_on", "goes_on"] and resume.is_disabled()
+    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "steps", "resume", "name")] == [5, 16, 4000, "goes_on", "goes_on"] and page.locator(".loom-live .buttons button:visible").is_disabled()
     words = page.evaluate(VALUE, "preservation_words")
     for name, value in (("seed", 7), ("rank", 8), ("preservation_words", "red, blue"), ("steps", 9999)):  # changed after all
         page.evaluate(SET, [name, value])
