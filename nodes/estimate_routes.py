@@ -128,7 +128,7 @@ def _light(loader: dict[str, Any], precision: str) -> Light | str:
 
 def _file(kind: Any, name: Any) -> Path:
     """The file of that name in ComfyUI's folders of that kind."""
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise LoomError(f"loader.kind {str(kind)[:80]!r} is unknown: it is one of {', '.join(('toy', *_KINDS))}")
     if not isinstance(name, str) or name not in folder_paths.get_filename_list(_KINDS[kind]):
         raise LoomError(f"{kind} {str(name)[:80]!r} is not there: choose one that the loader node lists")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
@@ -40,8 +41,12 @@ def values(prompt: dict | None, node_id: Any) -> list[list[Any]]:
     found = []
     for key in (str(node_id), *sorted(origins(prompt, node_id))):
         node = (prompt or {}).get(key, {})
-        found.append([key, node.get("class_type", ""), {name: value for name, value in node.get("inputs", {}).items() if isinstance(value, (str, int, float))}])
+        found.append([key, node.get("class_type", ""), {name: value for name, value in node.get("inputs", {}).items() if _fits_json(value)}])
     return found
+
+
+def _fits_json(value: Any) -> bool:
+    return isinstance(value, (str, int)) or isinstance(value, float) and math.isfinite(value)
 
 
 def signature(prompt: dict | None, node_id: Any, names: tuple[str, ...]) -> str:

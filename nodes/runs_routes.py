@@ -32,7 +32,7 @@ _SIDES = (96, 192, 384, 768)
 
 def find(name: Any) -> Path:
     """The folder of the run of that name. LoomError for anything else."""
-    wrong = LoomError(f"run {str(name)[:80]!r} is not there: give a name that GET /lora_loom/runs lists")
+    wrong = LoomError(f"run {str(name)[:80]!r} is not there, or has another name by now: give one that GET /lora_loom/runs lists")
     if not isinstance(name, str) or name.startswith("."):
         raise wrong
     try:
@@ -184,7 +184,7 @@ def keep(run: Path, file: Any) -> Path:
     one that the run ended with. Returns where LoraLoader finds it; doing it twice changes nothing."""
     loras, final = folders.loras(), saved.final_lora(run)
     source = run / "checkpoints" / str(file)
-    known = file in {c["file"] for c in reading.checkpoints(run)} and not source.is_symlink()
+    known = isinstance(file, str) and file in {c["file"] for c in reading.checkpoints(run)} and not source.is_symlink()
     if not known and not (final and file == final and (loras / final).is_file()):
         raise LoomError(f"checkpoint {str(file)[:80]!r} is not in run {run.name!r}: give a file that GET /lora_loom/run lists")
     try:

@@ -17,6 +17,14 @@ _WIDGETS = {  # by part of LoomConfig
 }
 
 
+class _Runs(list):
+    """What the combo offers. Any name passes ComfyUI's check of the list: a run that is over by now may still be in ComfyUI's cache, and where it is not
+    the trainer says what is wrong, with the way out."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) or super().__contains__(name)
+
+
 def widgets(config: LoomConfig, given: dict[str, dict]) -> dict:
     """This node's widget values for what `given`, a part of LoomConfig's tree, says."""
     whole = config.to_dict()
@@ -48,7 +56,7 @@ class TrainLoRA(io.ComfyNode):
                        tooltip="The same seed, data and settings give the same LoRA."),
                 widget(io.String, "name", default=LoomConfig().output.name,
                        tooltip="File name of the LoRA in output/loras. Another run's is never overwritten: the new file gets a number."),
-                widget(io.Combo, "resume", options=[NONE, *folders.run_names()], default=NONE, optional=True, advanced=True,
+                widget(io.Combo, "resume", options=_Runs([NONE, *folders.run_names()]), default=NONE, optional=True, advanced=True,
                        tooltip="A run that was stopped or that crashed goes on where its last save left it, with the settings that it began with."),
                 widget(io.Int, "sample_steps", default=samples.sample_steps, min=0, max=1_000_000, optional=True,
                        tooltip="Draw sample pictures every so many steps, to see how it learns; they cost time. 0: none."),

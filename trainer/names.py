@@ -11,8 +11,8 @@ _INPUT = "TrainLoRA.name"
 def _mended(name: object, most: int) -> str:
     """The nearest name that is allowed."""
     found = "".join("_" if c in _BAD else c for c in str(name) if c.isprintable()).strip("_ .")
-    found = found.encode("utf-8")[:most].decode("utf-8", "ignore").strip(" .") or "my_lora"
-    return f"my_{found}" if found.split(".")[0].strip().lower() in _WINDOWS else found
+    found = f"my_{found}" if found.split(".")[0].strip().lower() in _WINDOWS else found
+    return found.encode("utf-8")[:most].decode("utf-8", "ignore").strip(" .") or "my_lora"
 
 
 def check_name(name: str, what: str = _INPUT, most: int = 120) -> str:

@@ -93,6 +93,34 @@ def test_a_value_is_set_where_it_comes_from(page):
     assert sent == [448, "not in the list", False]
 
 
+def test_what_is_computed_on_the_way_is_not_set(page):
+    """Of a node with several settings, or several outputs, no widget says what comes out of it."""
+    got = page.evaluate(ASK, """const text = add('StringConcatenate'); widget(text, 'string_a').value = 'good'; widget(text, 'string_b').value = ':bad'; join(text, 0, train, 'name');
+        const size = add('GetImageSize'); load.connect(1, size, 0); size.connect(0, config, slot(config, 'rank'));
+        const told = [setValue(train, 'name', 'x').there, setValue(config, 'rank', 4).there, settable(train, 'steps'), settable(train, 'name')];
+        return [told, widget(text, 'string_a').value, widget(train, 'name').value === 'x'];""")
+    assert got == [[False, False, True, False], "good", False]
+
+
+@pytest.mark.parametrize("primitive, changed", [("", False), ("PrimitiveNode", True), ("PrimitiveInt", True)])
+def test_a_queued_graph_is_known_again(page, primitive, changed):
+    """By its values; a seed that the page draws anew after each run is none."""
+    got = page.evaluate(ASK, f"""const kind = {primitive!r};
+        if (kind) {{ const p = add(kind); join(p, 0, train, 'seed'); p.widgets[0].value = 5; if (p.widgets[1]) p.widgets[1].value = 'randomize'; }} else widget(train, 'seed').value = 5;
+        const {{output}} = await app.graphToPrompt(), links = (v) => Array.isArray(v);
+        const queued = Object.entries(output).filter(([, n]) => n.inputs.folder !== 'elsewhere').map(([id, n]) => [id, n.class_type, Object.fromEntries(Object.entries(n.inputs).filter(([, v]) => !links(v)))]);
+        const before = sameAs(train, queued);
+        setValue(train, 'seed', 6);
+        const drawn = sameAs(train, queued);
+        setValue(train, 'seed', 5); widget(config, 'rank').value = 9;
+        const other = sameAs(train, queued);
+        widget(config, 'rank').value = queued.find((n) => n[1] === 'LoRAConfig')[2].rank;
+        const again = sameAs(train, queued);
+        filter.mode = 4;
+        return [before, drawn, other, again, sameAs(train, queued)];""")
+    assert got == [True, changed, False, True, False]
+
+
 def test_configs_know_their_trainers(page):
     count = "trainersOf(one('LoRAConfig')).length"
     assert page.evaluate(ASK, f"return {count};") == 1

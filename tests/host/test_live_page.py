@@ -350,6 +350,10 @@ def test_the_routes_of_runs(comfy) -> None:
         assert ask(comfy, f"/lora_loom/run/curve?name=right&{query}")[0] == 400, query
     for body in ({"run": "right", "action": "stop"}, {"run": "right", "action": "rm"}, {"action": "stop"}, {}, [], b"{", b"[" * 100_000):
         assert ask(comfy, "/lora_loom/control", body)[0] == 400, body
+    for file in ([], {}, None, 3):
+        assert ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": file})[0] == 400, file
+    for kind in ([1], {"a": 1}, None, 3, "x"):
+        assert ask(comfy, "/lora_loom/estimate", {"loader": {"kind": kind, "name": "x"}})[0] in (200, 400), kind
     (folder / "out").unlink()
     (folder / "right" / "samples" / "step000009_1.png").unlink()
 
@@ -372,7 +376,29 @@ def test_the_routes_of_runs(comfy) -> None:
     assert ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": "resume.safetensors"})[0] == 400
 
 
-def test_a_killed_run_is_lost_and_not_running(comfy) -> None:
+def test_no_number_harms_nobody(comfy, page) -> None:
+    """Python's JSON knows NaN, a page's does not: what the page asks for stays readable."""
+    start(page, "no_number", steps=3)
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    next(node for node in prompt.values() if node["class_type"] == "TrainLoRA")["inputs"]["sample_cfg"] = float("nan")
+    assert comfy.run(prompt).ending == "execution_error"
+    found = page.evaluate("async () => (await (await window.app.api.fetchApi('/lora_loom/state')).json()).trainings[0]")
+    assert found["status"] == "failed" and [kind for _, kind, _ in found["queued"]][0] == "TrainLoRA" and "sample_cfg" not in found["queued"][0][2]
+
+
+def test_a_run_that_is_over_may_stay_in_resume(comfy, page) -> None:
+    """ComfyUI's list of what can go on has it no more: the run says so, and how it is mended."""
+    start(page, "over", steps=3)
+    queue(page, comfy)
+    page.evaluate("() => { for (const n of window.app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === 'resume') w.value = 'over'; }")
+    queue(page, comfy)
+    says(page, "resume 'over' has no state to go on from")
+    page.locator(".loom-live .buttons .strong").click()
+    until(page, f"() => ({VALUE})('resume') === 'none'")
+    says(page, "")
+
+
+def test_a_killed_run_is_lost_and_not_running(comfy, page) -> None:
     folder = comfy.base / "output" / "lora_loom" / "killed"
     folder.mkdir()
     (folder / "config.yaml").write_text((comfy.base / "output" / "lora_loom" / "watched" / "config.yaml").read_text())
@@ -381,3 +407,13 @@ def test_a_killed_run_is_lost_and_not_running(comfy) -> None:
     found = next(r for r in comfy.get("/lora_loom/runs")["runs"] if r["name"] == "killed")
     assert found["status"] == "lost" and found["step"] == 1 and not found["resumable"]
     assert Path(comfy.base, "output", "lora_loom", "killed").is_dir()
+    # a page that saw it train, when the server is there again
+    start(page, "killed")
+    page.evaluate(f"""() => {{ const node = {TRAINER}, who = {{node: String(node.id), prompt_id: "p", workflow: window.app.graph.id, name: "killed"}};
+        window.app.graph.id = "00000000-0000-4000-8000-00000000000a"; who.workflow = window.app.graph.id;
+        window.app.api.dispatchCustomEvent("lora_loom.preparing", {{...who}});
+        window.app.api.dispatchCustomEvent("lora_loom.started", {{...who, run: "killed", status: "running", step: 0, steps: 9}});
+        window.app.api.dispatchCustomEvent("lora_loom.progress", {{...who, run: "killed", status: "running", phase: "train", step: 1, steps: 9, points: []}}); }}""")
+    until(page, "() => document.querySelector('.loom-live').dataset.status === 'running'")
+    page.evaluate("() => window.app.api.dispatchCustomEvent('reconnected')")
+    until(page, "() => document.querySelector('.loom-live').dataset.status === 'lost'")

@@ -198,7 +198,8 @@ def test_resume_and_repeat(comfy, page, runs):
     graph(page, "LoRAConfig", "TrainLoRA")
     do(runs, "toy_star_wide", "Resume")
     says(page, "Train LoRA goes on with toy_star_wide")
-    assert value(page, "TrainLoRA", "resume") == "toy_star_wide" and card(runs, "toy_star").locator('.acts button[aria-label^="Resume"]').is_disabled()
+    page.wait_for_function("() => window.loomNodes.TrainLoRA.widgets.find((w) => w.name === 'resume').value === 'toy_star_wide'")
+    assert card(runs, "toy_star").locator('.acts button[aria-label^="Resume"]').is_disabled()
     do(runs, "toy_star_wide", "Repeat")
     says(page, "The settings of toy_star_wide are filled in")
     got = [value(page, *where) for where in (("LoRAConfig", "rank"), ("LoRAConfig", "alpha"), ("TrainLoRA", "steps"), ("TrainLoRA", "batch_size"), ("TrainLoRA", "learning_rate"), ("TrainLoRA", "name"))]
@@ -210,6 +211,20 @@ def test_resume_and_repeat(comfy, page, runs):
     do(runs, "toy_star", "Repeat")
     says(page, "The settings of toy_star are filled in")
     assert (value(page, "LoRAConfig", "rank"), value(page, "TrainLoRA", "steps")) == (16, 400)
+
+
+def test_a_config_that_two_share_is_filled_for_the_one_that_is_meant(page, runs):
+    graph(page, "LoRAConfig", "TrainLoRA")
+    page.evaluate("""() => { const {LoRAConfig: config, TrainLoRA: one} = window.loomNodes, two = LiteGraph.createNode("TrainLoRA"), slot = (node) => node.inputs.findIndex((i) => i.name === "config");
+        window.app.graph.add(two); window.loomTwo = two;
+        for (const node of [one, two]) config.connect(0, node, slot(node));
+        for (const [name, value] of [["name", "second"], ["steps", 777], ["resume", "other"]]) two.widgets.find((w) => w.name === name).value = value;
+        window.app.canvas.selectNodes([one]); }""")
+    for action in ("Resume", "Repeat"):
+        do(runs, "toy_star_wide", action)
+        says(page, "toy_star_wide")
+        assert value(page, "TrainLoRA", "steps") == 600 and value(page, "LoRAConfig", "rank") == 48 and value(page, "TrainLoRA", "name") == "wide"
+        assert page.evaluate("() => ['name', 'steps', 'resume'].map((name) => window.loomTwo.widgets.find((w) => w.name === name).value)") == ["second", 777, "other"]
 
 
 def test_search(runs):

@@ -17,6 +17,7 @@ from ..files import write_whole
 
 FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
+_ANEW = {"resume": "none"}  # what mends it: a new run
 # What may change between a run's start and its resumption: how long it goes on, what is written when, and what is not read again.
 FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("train", "plain_layers"),
         ("train", "compile"), ("train", "memory_budget"), ("output", None), ("samples", None), ("data", "cache"), ("adapter", "init_lora")}
@@ -35,17 +36,17 @@ def read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         known = sorted(found.parents[1].name for found in run.parent.glob(f"*/{FILE.as_posix()}"))
         near = difflib.get_close_matches(run.name, known, 1, 0.4)
         raise LoomError(f"resume {run.name!r} is no run in {run.parent}: {f'did you mean {near[0]!r}? ' if near else ''}"
-                        f"Runs that can go on: {', '.join(known) or 'none'}")
+                        f"Runs that can go on: {', '.join(known) or 'none'}", _ANEW)
     if not path.is_file():
         raise LoomError(f"resume {run.name!r} has no state to go on from ({FILE.as_posix()}): it has finished, or was stopped before its first save; "
-                        "choose another run, or go on from its LoRA with LoRAConfig.init_lora")
+                        "choose another run, or go on from its LoRA with LoRAConfig.init_lora", _ANEW)
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             facts = json.loads(file.metadata()[_KEY])
             return {key: file.get_tensor(key).clone() for key in file.keys()}, facts
     except Exception as error:
         raise LoomError(f"resume {run.name!r}: {FILE.as_posix()} cannot be read ({error}): it is damaged; go on from a LoRA in its folder "
-                        "with LoRAConfig.init_lora") from error
+                        "with LoRAConfig.init_lora", _ANEW) from error
 
 
 def remove(run: Path) -> None:
@@ -57,7 +58,7 @@ def configured(run: Path) -> LoomConfig:
     try:
         return LoomConfig.from_yaml((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LoomError) as error:
-        raise LoomError(f"resume {run.name!r} has no readable config.yaml ({error}): choose another run") from error
+        raise LoomError(f"resume {run.name!r} has no readable config.yaml ({error}): choose another run", _ANEW) from error
 
 
 def check_same(run: Path, config: LoomConfig) -> None:

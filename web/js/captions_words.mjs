@@ -4,7 +4,7 @@ import { chinese } from "./settings.mjs";
 const WORDS = {
     en: {
         upload: "Upload pictures…", drop: "or drop pictures, a folder or a zip here", dropNow: "Drop to upload", edit: "Edit captions…", cancel: "Cancel", close: "Close",
-        newFolder: "New folder in ComfyUI's input folder", folderName: "Name", files: (n, size) => `${n} ${n === 1 ? "file" : "files"}, ${size}`, start: "Upload",
+        newFolder: "New folder in ComfyUI's input folder", folderName: "Name", mended: "Not every system allows that name: this one is.", files: (n, size) => `${n} ${n === 1 ? "file" : "files"}, ${size}`, start: "Upload",
         sending: (percent) => `Uploading ${percent} %`, checking: "Checking the pictures…", cancelled: "Upload cancelled: nothing was kept.",
         done: (n, folder) => `${n} ${n === 1 ? "file is" : "files are"} in input/${folder}`, refused: (n) => `${n} left out`, refusedTitle: "What was left out, and why", notesTitle: "Uploaded, with a note",
         nothing: "Nothing was uploaded", lost: "The connection was lost: nothing was kept.", chooseFolder: "Choose a folder first.",
@@ -24,7 +24,7 @@ const WORDS = {
     },
     zh: {
         upload: "上传图片…", drop: "或将图片、文件夹、zip 拖到这里", dropNow: "松开即上传", edit: "编辑标注…", cancel: "取消", close: "关闭",
-        newFolder: "ComfyUI input 目录中的新文件夹", folderName: "名称", files: (n, size) => `${n} 个文件，${size}`, start: "上传",
+        newFolder: "ComfyUI input 目录中的新文件夹", folderName: "名称", mended: "有的系统不允许该名称，已改为可用的名称。", files: (n, size) => `${n} 个文件，${size}`, start: "上传",
         sending: (percent) => `正在上传 ${percent} %`, checking: "正在检查图片…", cancelled: "已取消上传，未保留任何文件。",
         done: (n, folder) => `${n} 个文件已存入 input/${folder}`, refused: (n) => `${n} 个未收`, refusedTitle: "未收的文件及原因", notesTitle: "已上传，请留意",
         nothing: "没有上传任何文件", lost: "连接中断，未保留任何文件。", chooseFolder: "请先选择文件夹。",

@@ -87,8 +87,8 @@ export class GridPanel {
             this.lay(found);
             this.render();
             return true;
-        } catch {
-            return false;
+        } catch (error) {
+            return error.status !== 400;  // no answer says nothing
         }
     }
 

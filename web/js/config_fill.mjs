@@ -11,8 +11,8 @@ export function settle(node) {
     node.loomChosen = { preset: at(node, "preset"), family: at(node, "family") };
 }
 
-// True where it was a configuration; else what is wrong with it has been said. `also` are Train LoRA nodes that are filled even where no link leads to them.
-export async function fillConfig(node, text, also = []) {
+// True where it was a configuration; else what is wrong with it has been said. `trainers` are the Train LoRA nodes that are filled with it.
+export async function fillConfig(node, text, trainers = trainersOf(node)) {
     const found = await readConfig(text);
     if (!found) return false;
     const values = { ...found.LoRAConfig, preset: "default", family: "any" }, known = widgetOf(node, "init_lora")?.options?.values;
@@ -23,6 +23,6 @@ export async function fillConfig(node, text, also = []) {
     fill(node, values);
     settle(node);
     // one that goes on keeps the settings that it began with
-    for (const trainer of new Set([...trainersOf(node), ...also])) fill(trainer, { ...found.TrainLoRA, resume: "none" });
+    for (const trainer of trainers) fill(trainer, { ...found.TrainLoRA, resume: "none" });
     return true;
 }

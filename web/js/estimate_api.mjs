@@ -10,6 +10,7 @@ export async function estimate(question) {
     if (known && Date.now() - known.at < FRESH) return known.answer;
     const asked = post("estimate", question).then((found) => ({ ...found, notes: found.notes.map(translated) })).catch((error) => ({ error: error.message, fix: error.fix }));
     answers.set(text, { answer: asked, at: Date.now() });
+    asked.then(({ error }) => error && answers.delete(text));  // it may be gone at any time
     if (answers.size > 200) answers.delete(answers.keys().next().value);
     return asked;
 }

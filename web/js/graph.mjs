@@ -67,8 +67,14 @@ function* through(node, slot, path, type, depth) {
     else if (!node.isVirtualNode || node.widgets?.length) yield { node, path, slot, widget: constant(node) };
 }
 
-// The widget of a node that gives nothing else: a primitive.
-const constant = (node) => (node.outputs?.length === 1 && node.widgets?.length && !node.inputs?.some(linked) ? node.widgets[0] : undefined);
+const TURNS = ["increment", "increment-wrap", "decrement", "randomize"];  // what the page does to a value after each run
+const turning = (node) => node.widgets?.some((widget) => TURNS.includes(widget.value));
+
+// The widget of a node that gives nothing else, but for what becomes of it after a run: a primitive.
+function constant(node) {
+    const own = (node.widgets ?? []).filter((widget) => widget.serialize !== false && !["fixed", ...TURNS].includes(widget.value));
+    return node.outputs?.length === 1 && !node.inputs?.some(linked) && (node.isVirtualNode || own.length === 1) ? own[0] : undefined;
+}
 
 // Upstream through inputs of the same name, else of the type that is asked for, else the first that is linked: all places that `found` accepts, the nearest on each way.
 function* allUpstream(place, name, found, type, depth = 0) {
@@ -99,6 +105,12 @@ export function giver(place, name) {
     return from?.widget ? from : { node, widget: node.widgets?.find((widget) => widget.name === name) };
 }
 
+// Whether there is a widget that says it; a value that is computed on the way has none.
+export function settable(node, name) {
+    const input = inputOf(node, name);
+    return Boolean(node.widgets?.some((widget) => widget.name === name)) && (!linked(input) || giver(here(node), name).node !== node);
+}
+
 export const valueOf = (place, name) => giver(place, name).widget?.value;
 
 export const valuesOf = (place, names = null) => Object.fromEntries((place.node.widgets ?? [])
@@ -106,15 +118,13 @@ export const valuesOf = (place, names = null) => Object.fromEntries((place.node.
     .map((widget) => [widget.name, valueOf(place, widget.name)]));
 
 const isOurs = (node) => node.constructor.nodeData?.category === "LoRA Loom";
-const drawn = (node, name) => /seed/.test(name) && node.widgets?.some((widget) => widget.name === "control_after_generate" && widget.value !== "fixed");
-
 // Whether what leads to a node is as it was when it was queued: [[id, class, {input: value}]…], ids with those of the subgraphs around them.
 export function sameAs(node, queued) {
     const own = (id) => id.split(":").at(-1), there = ancestors(here(node)).filter((place) => place.node.comfyClass);
     const holder = (id, kind) => there.find((place) => String(place.node.id) === own(id) && place.node.comfyClass === kind);
     const same = (place, values) => Object.entries(values).every(([name, value]) => {
-        const now = valueOf(place, name);
-        return now === undefined || drawn(place.node, name) || String(now) === String(value);
+        const { node, widget } = giver(place, name);
+        return widget?.value === undefined || turning(node) || String(widget.value) === String(value);
     });
     return queued.every(([id, kind, values]) => holder(id, kind) && same(holder(id, kind), values))
         && there.filter((place) => isOurs(place.node)).every((place) => queued.some(([id, kind]) => own(id) === String(place.node.id) && kind === place.node.comfyClass));

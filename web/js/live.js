@@ -28,8 +28,8 @@ async function attach(panel) {
     const found = (await trainings().catch(() => [])).find((training) => mine(node, training));
     const kept = node.properties?.[KEPT];
     if (found && refused(found)) return panel.refuse(found, kept);
-    if (found && !(found.ended && kept && kept !== found.run)) return panel.take(found);
-    if (kept && !(await panel.load(kept))) delete node.properties[KEPT];  // in the trash, or on another machine
+    if (found?.run && !(found.ended && kept && kept !== found.run) || (found && !found.ended)) return panel.take(found);
+    if (kept && !(await panel.load(kept, true))) delete node.properties[KEPT];  // in the trash, or on another machine
 }
 
 for (const name of EVENTS) {
@@ -38,13 +38,22 @@ for (const name of EVENTS) {
             if (!mine(panel.node, detail)) continue;
             if (detail.run && panel.node.properties) panel.node.properties[KEPT] = detail.run;
             const missed = name !== "preparing" && (panel.state.prompt_id !== detail.prompt_id || (detail.run && panel.run && panel.run !== detail.run));
-            if (refused(detail)) panel.refuse(detail, panel.node.properties?.[KEPT]);
+            if (name === "ended" && !detail.run && !refused(detail)) {  // interrupted before it began
+                panel.reset();
+                setTimeout(() => attach(panel), 400);  // not what was asked a moment ago
+            } else if (refused(detail)) panel.refuse(detail, panel.node.properties?.[KEPT]);
             else if (missed) attach(panel);  // it began before this page was there
             else panel.apply(name, detail);
         }
     });
 }
-api.addEventListener("reconnected", () => { for (const panel of panels) attach(panel); });
+api.addEventListener("reconnected", () => {
+    for (const panel of panels) {
+        panel.asks += 1;
+        attach(panel);
+    }
+});
+api.addEventListener("lora_loom.renamed", ({ detail }) => { for (const panel of panels) panel.renamed(detail.from, detail.to); });
 
 app.registerExtension({
     name: "lora_loom.live",

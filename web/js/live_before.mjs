@@ -8,7 +8,7 @@ import { chinese } from "./settings.mjs";
 import { found as titleOf, said } from "./report_words.mjs";
 import { get } from "./server.mjs";
 
-const LOOK = 400, REST = 400;  // ms
+const LOOK = 400, REST = 400, AGAIN = 30_000, WRONG = 4_000;  // ms; what was asked is asked again after a while, for folders and models come and go
 const REPORT = ["folder", "resolution", "min_size", "caption_source", "trigger_word", "repeats", "flip", "buckets", "masks"];
 
 // [[kind, text]…] of an estimate.
@@ -45,7 +45,7 @@ async function reportOf(node, values, batch) {
 // Keeps `panel.before` right for as long as nothing trains in its node. What it answers ends it.
 export function watchBefore(panel) {
     const { node } = panel;
-    let seen = "", since = 0, asked = "", busy = false;
+    let seen = "", since = 0, asked = "", at = 0, busy = false, asks = -1;
     const set = (before) => {
         panel.before = before;
         panel.soon();
@@ -58,8 +58,9 @@ export function watchBefore(panel) {
         if (question) question.train.name = name;
         const text = JSON.stringify([question, values]);
         if (text !== seen) [seen, since] = [text, Date.now()];
-        if (text === asked || Date.now() - since < REST) return;
-        asked = text;
+        const fresh = text === asked && panel.asks === asks && Date.now() - at < (panel.before.lines.some(([kind]) => kind === "error") ? WRONG : AGAIN);
+        if (fresh || Date.now() - since < REST) return;
+        [asked, asks, at] = [text, panel.asks, Date.now()];
         busy = true;
         try {
             const answer = question && (await estimate(question)), fix = answer?.fix;

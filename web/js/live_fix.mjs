@@ -1,10 +1,19 @@
 // The way out of an error, set in the widgets that it names: of this node, or of those that its inputs come from.
-import { ours } from "./graph.mjs";
+import { here, ours, settable, valueOf } from "./graph.mjs";
 import { words } from "./live_words.mjs";
 import { say } from "./settings.mjs";
 import { setValue, widgetOf } from "./widgets.mjs";
 
 const ownerOf = (nodes, name) => nodes.find((one) => widgetOf(one, name));
+
+// Whether a button can do it: what is computed on the way has no widget to be set.
+export const mendable = (node, fix = {}) => Object.keys(fix).some((name) => ours(node).some((one) => settable(one, name)));
+
+// What the graph says now of an input that an error names.
+export function fixedNow(node, name) {
+    const owner = ownerOf(ours(node), name);
+    return owner && valueOf(here(owner), name);
+}
 
 // What the button does, in the names that the canvas shows: [briefly, in full].
 export function fixText(node, fix) {
@@ -18,8 +27,7 @@ export function applyFix(node, fix) {
     const nodes = ours(node), missed = [];
     for (const [name, value] of Object.entries(fix)) {
         const owner = ownerOf(nodes, name);
-        if (owner) setValue(owner, name, value);
-        else missed.push(name);
+        if (!owner || !setValue(owner, name, value).there) missed.push(name);
     }
     if (missed.length) say("warn", words().notThere(missed.join(", ")));
     if (missed.length < Object.keys(fix).length) say("success", words().applied);

@@ -3,7 +3,7 @@ import { api } from "../../scripts/api.js";
 import { Chart, Curve } from "./live_chart.mjs";
 import { Film } from "./live_film.mjs";
 import { giver, here, sameAs } from "./graph.mjs";
-import { applyFix, fixText } from "./live_fix.mjs";
+import { applyFix, fixedNow, fixText, mendable } from "./live_fix.mjs";
 import { liveStyle } from "./live_style.mjs";
 import { words } from "./live_words.mjs";
 import { el } from "./modal.mjs";
@@ -39,6 +39,7 @@ export class Panel {
             this.place, this.film.row, this.film.time, el("div", { className: "buttons" }, this.fix, ...Object.values(this.buttons), this.resume), this.says));
         this.element.style.setProperty("--loom-height", `${HEIGHT}px`);
         this.chart = new Chart(this.place);
+        this.asks = 0;  // counts what may have changed the answer to what is known before a run
         this.before = { lines: [] };  // what is known before a run: lines of text, and what would mend the settings
         this.reset();
     }
@@ -63,7 +64,13 @@ export class Panel {
         if (!this.rests) return {};
         if (this.refusal && sameAs(this.node, this.refusal.queued)) return this.refusal;
         if (this.before.fix) return this.before;
-        return this.state.status === "failed" ? this.state : {};
+        return this.state.status === "failed" && this.stands() ? this.state : {};
+    }
+
+    // Whether what a failed run offers to change still is as the run had it.
+    stands() {
+        const had = Object.assign({}, ...Object.values(this.state.settings ?? {}));
+        return Object.keys(this.state.fix ?? {}).every((name) => had[name] === undefined || String(had[name]) === String(fixedNow(this.node, name)));
     }
 
     get continues() { return this.run && giver(here(this.node), "resume").widget?.value === this.run; }
@@ -85,23 +92,32 @@ export class Panel {
         if (state.run) await this.load(state.run);
     }
 
-    // A run as it lies on disk. False where it is gone.
-    async load(name) {
+    // A run as it lies on disk, which is right where no server trains it (`alone`). False where it is gone.
+    async load(name, alone = false) {
         try {
             const [found, curve] = await Promise.all([oneRun(name), curveOf(name)]);
             if (this.run && this.run !== name) return true;  // another has begun meanwhile
-            const { step, ...facts } = found, prompts = found.settings?.samples.sample_prompts ?? [], idle = this.state.status === "idle";
+            const { step, ...facts } = found, prompts = found.settings?.samples.sample_prompts ?? [];
+            if (this.state.phase === "encode") this.state.step = 0;  // it counted pictures
             // what has ended is as its record says; what runs is as its events say
-            this.state = idle || this.over ? { ...this.state, ...facts } : { ...facts, ...this.state, started: found.started };
+            this.state = alone || this.rests ? { ...this.state, ...facts } : { ...facts, ...this.state, started: found.started };
             this.state.step = Math.max(step, this.state.step);
             this.state.run = name;
             this.curve.load(curve);
             this.film.load(name, found.started, found.samples, this.state.prompts ?? prompts);
             this.render();
             return true;
-        } catch {
-            return false;
+        } catch (error) {
+            return error.status !== 400;  // no answer says nothing
         }
+    }
+
+    // It has another name by now.
+    renamed(from, to) {
+        if (this.run !== from) return;
+        this.state.run = to;
+        if (this.rests) this.load(to);
+        this.soon();
     }
 
     // An event of the training that this node shows.
@@ -123,6 +139,7 @@ export class Panel {
         else this.state.messages = [...this.state.messages, { id: name, ...facts }].slice(-50);
         if (points) this.curve.add(points);
         if (/^(sample|checkpoint)/.test(name) || this.over) this.asked = null;
+        if (name === "ended") this.asks += 1;
         if (name === "ended" && this.run) this.load(this.run);
         this.soon();
     }
@@ -164,7 +181,7 @@ export class Panel {
             button.disabled = action === "stop" ? !running : !(s.status === "running" && s.phase === "train") || this.asked === action;
             button.textContent = this.asked === action ? w.asked : w[action];
         }
-        const mends = Object.keys(way.fix ?? {}).length > 0;
+        const mends = mendable(this.node, way.fix);
         this.fix.hidden = !mends;
         [this.fix.textContent, this.fix.title] = mends ? fixText(this.node, way.fix) : ["", ""];
         this.resume.hidden = !(this.over && s.resumable) || mends;

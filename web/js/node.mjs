@@ -42,10 +42,10 @@ function intoSight({ target }) {
     app.canvas.setDirty(true, true);
 }
 
-// An element below the node's widgets. It is last and not saved, for the page saves values by their place. `height` is in pixels of the graph, as are all sizes here.
+// An element below the node's widgets, and not in the page's panel of parameters, which would draw it at its own width. It is last and not saved, for the page saves values by their place. `height` is in pixels of the graph, as are all sizes here.
 export function addView(node, name, element, { width = 0, height, fixed = false, ...options }) {
     const room = { getMinHeight: () => height, ...(fixed ? { getMaxHeight: () => height } : {}) };
-    const widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, ...room, ...options });
+    const widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, hideInPanel: true, ...room, ...options });
     widget.serialize = false;
     element.addEventListener("focusin", intoSight);
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], node.computeSize()[1])]);

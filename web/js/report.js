@@ -1,6 +1,7 @@
 // The quality report, drawn in the node that made it: how many pictures, in which buckets, and what was found, worst first.
 import { app } from "../../scripts/app.js";
-import { addView, after } from "./node.mjs";
+import { folderOf } from "./graph.mjs";
+import { addView, after, living } from "./node.mjs";
 import { draw } from "./report.mjs";
 
 const UI = "lora_loom_report", HEIGHT = 260;
@@ -29,11 +30,21 @@ function show(node, report) {
     node.setDirtyCanvas?.(true, true);
 }
 
+// A report on another folder than the one that is chosen now is not to be seen.
+function look(node) {
+    const name = folderOf(node)?.folder, element = node.loomReport;
+    if (element && name) element.style.visibility = name.split("/").at(-1) === node.loomReported?.folder ? "" : "hidden";
+}
+
 app.registerExtension({
     name: "lora_loom.report",
     nodeCreated(node) {
         if (!["LoadDataset", "FilterDataset"].includes(node.comfyClass)) return;
         after(node, "onExecuted", (output) => show(node, output?.[UI]?.[0]));
+        living(node, () => {
+            const timer = setInterval(() => look(node), 400);
+            return () => clearInterval(timer);
+        });
         // a graph that is opened again (another tab, an entry of the queue) gets its outputs just after its nodes
         after(node, "onConfigure", () => {
             for (const wait of [0, 500]) setTimeout(() => node.graph && show(node, reportOf(node)), wait);

@@ -1,4 +1,5 @@
 // What a run does to the graph: its LoRA in a loader, itself in Train LoRA's `resume`, its settings in the nodes. Each answers whether it was done.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { fillConfig } from "./config_fill.mjs";
 import { configOf, everyNode, root } from "./graph.mjs";
@@ -62,10 +63,8 @@ export async function useLora(lora) {
 export async function resumeRun(name, trainer = meant("TrainLoRA")) {
     if (!trainer) return false;
     const { config } = await oneRun(name), node = configOf(trainer)?.node;
-    await changing(async () => {
-        if (node) await fillConfig(node, config, [trainer]);
-        setValue(trainer, "resume", name);
-    });
+    const done = await changing(async () => (!node || (await fillConfig(node, config, [trainer]))) && setValue(trainer, "resume", name).there);
+    if (!done) return false;
     say("success", words().resumed(name));
     return true;
 }
@@ -77,8 +76,9 @@ export async function repeatRun(name, config) {
     return true;
 }
 
-// A run has another name: nodes that show it or go on with it know it under that.
+// A run has another name: nodes that show it or go on with it know it under that, and live.js those that show it now.
 export function renamedInGraph(from, to) {
+    api.dispatchCustomEvent("lora_loom.renamed", { from, to });
     for (const node of everyNode(root())) {
         if (node.comfyClass !== "TrainLoRA") continue;
         if (node.properties?.lora_loom_run === from) node.properties.lora_loom_run = to;

@@ -12,8 +12,8 @@ class Refused extends Error {
 
 async function answerOf(route, options) {
     const response = await api.fetchApi(route, options), said = `${response.status} ${response.statusText}`;
-    const answer = await response.json().catch(() => ({ error: said }));
-    if (!response.ok) throw new Refused(translated(answer?.error ?? said), response.status, answer?.fix);
+    const answer = await response.json().catch(() => null);
+    if (!response.ok || answer === null) throw new Refused(translated(answer?.error ?? said), response.status, answer?.fix);
     return answer;
 }
 

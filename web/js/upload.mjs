@@ -36,16 +36,31 @@ function suggestion(files) {
     const top = new Set(files.map(({ path }) => (path.includes("/") ? path.split("/")[0] : "")));
     const zip = files.length === 1 && /\.zip$/i.test(files[0].path) ? files[0].path.replace(/\.zip$/i, "") : "";
     const name = zip || (top.size === 1 ? [...top][0] : "") || "pictures";
-    return name.replace(/[\\/:*?"<>|\p{C}]/gu, "_").replace(/^[ .]+|[ .]+$/g, "").slice(0, 40) || "pictures";
+    return allowed(name).slice(0, 40) || "pictures";
 }
+
+// As a folder may be called on every system (trainer/names.py has the rule).
+const allowed = (name) => name.replace(/[\\/:*?"<>|\p{C}]/gu, "_").replace(/^[ .]+|[ .]+$/g, "");
 
 export function askName(files) {
     return new Promise((resolve) => {
         const w = words(), { dialog, close } = openModal(w.newFolder, "small"), total = files.reduce((sum, { file }) => sum + file.size, 0);
         const name = el("input", { type: "text", value: suggestion(files), required: true, maxLength: 100, "aria-label": w.folderName });
+        const hint = el("div", { className: "soft", role: "status" });
         let answer = null;
-        dialog.append(el("form", { onsubmit: (event) => { event.preventDefault(); answer = name.value.trim(); close(); } }, el("h2", { textContent: w.newFolder }),
-            el("div", { className: "soft", textContent: w.files(files.length, size(total)) }), name,
+        const submit = (event) => {
+            event.preventDefault();
+            const given = name.value.trim(), mended = allowed(given) || "pictures";
+            if (given === mended) {
+                answer = given;
+                return close();
+            }
+            name.value = mended;  // to be looked at; nothing is sent under a name that would be refused
+            hint.textContent = w.mended;
+            name.select();
+        };
+        dialog.append(el("form", { onsubmit: submit }, el("h2", { textContent: w.newFolder }),
+            el("div", { className: "soft", textContent: w.files(files.length, size(total)) }), name, hint,
             el("div", { className: "right" }, el("button", { type: "button", textContent: w.cancel, onclick: close }), el("button", { type: "submit", className: "strong", textContent: w.start }))));
         dialog.addEventListener("gone", () => resolve(answer));
         name.select();

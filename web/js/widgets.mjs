@@ -1,6 +1,6 @@
 // Values set into a node's widgets.
 import { refold } from "./fold.mjs";
-import { giver, here } from "./graph.mjs";
+import { giver, here, settable } from "./graph.mjs";
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
@@ -15,7 +15,7 @@ export function list(widget, value, place = Infinity) {
 // As the user's own choice, in the widget that says what this input is. {there: has the node such an input, known: did the list have the value}
 export function setValue(node, name, value) {
     const own = widgetOf(node, name);
-    if (!own) return { there: false, known: false };
+    if (!own || !settable(node, name)) return { there: false, known: false };
     const at = giver(here(node), name), known = list(at.widget, value);
     list(own, value);
     at.widget.value = value;
@@ -27,7 +27,12 @@ export function setValue(node, name, value) {
 
 // Many at once, as a file has them: no widget's callback is called, for each may fill in others.
 export function fill(node, values) {
-    for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
+    for (const widget of node.widgets) {
+        if (!(widget.name in values)) continue;
+        widget.value = values[widget.name];
+        const at = giver(here(node), widget.name);  // a primitive, or what a subgraph's node shows
+        if (at.widget && at.node !== node) at.widget.value = widget.value;
+    }
     refold(node);
     node.setDirtyCanvas?.(true, true);
 }
