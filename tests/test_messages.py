@@ -152,6 +152,7 @@ def test_plan_and_reports_are_whole_in_chinese(stars):
 JOINED = {
     "Finished at step 10 of 10, smoothed loss 0.1234. Saved as my. file_2.safetensors. Best validation loss 0.1200, kept in the run's folder":
         "已完成：第 10 步，共 10 步，平滑损失 0.1234。已保存为 my. file_2.safetensors。最佳验证损失 0.1200，保存在训练的文件夹中",
+    "4 variants of each picture, flip 0.5, crop 0.1": "每张图片 4 个变体，镜像 0.5、裁剪 0.1",
     "resume 'a' with other settings (rank is 8, was 16; alpha is 4, was 8): a run goes on as it began; set them back, or start a new run":
         "继续训练 'a' 时设置不同（rank 现在是 8，原来是 16；alpha 现在是 4，原来是 8）：训练要按开始时的设置继续；请改回原样，或开始新的训练",
     "folder 'x' holds no pictures, only 3 other files (y: a link that leads nowhere): put pictures into it (png jpg)":

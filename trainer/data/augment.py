@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from PIL import Image, ImageEnhance
 
@@ -59,7 +59,9 @@ class Augmentation:
 
     def words(self) -> str:
         """Strengths that are not off, for a report."""
-        return ", ".join(f"{f.name} {getattr(self, f.name):g}" for f in fields(self) if f.name in LIMITS and getattr(self, f.name))
+        told = {"flip": f"flip {self.flip:g}", "crop": f"crop {self.crop:g}", "rotation": f"rotation {self.rotation:g}",
+                "brightness": f"brightness {self.brightness:g}", "contrast": f"contrast {self.contrast:g}", "hue": f"hue {self.hue:g}"}
+        return ", ".join(text for name, text in told.items() if getattr(self, name))
 
 
 def _inside(chance: random.Random, crop: float) -> float:
