@@ -225,6 +225,13 @@ def test_an_error_stands_as_long_as_the_settings_that_made_it(comfy, page, playw
     page.get_by_role("button", name="Set target_modules empty").click()
     says(page, "")
     until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · stands'")
+    folder, away = comfy.base / "input" / "lora_loom_stars", comfy.base / "input" / "away"
+    folder.rename(away)  # what is known before a run is asked again when it was wrong, and after a run
+    page.evaluate(SET, ["epochs", 3])
+    says(page, "folder 'lora_loom_stars' is not there")
+    away.rename(folder)
+    says(page, "")
+    page.evaluate(SET, ["epochs", 0])
     for name, value, error, button, mended in (("steps", 0, "set Train LoRA's steps to 1 or more", "Set steps 1000", 1000),
                                                ("name", "a/b:c", "name 'a/b:c' has '/' ':': Train LoRA's name takes", "Set name a_b_c", "a_b_c")):
         page.evaluate(SET, [name, value])

@@ -45,7 +45,7 @@ async function reportOf(node, values, batch) {
 // Keeps `panel.before` right for as long as nothing trains in its node. What it answers ends it.
 export function watchBefore(panel) {
     const { node } = panel;
-    let seen = "", since = 0, asked = "", at = 0, busy = false, asks = -1;
+    let seen = "", since = 0, asked = "", at = 0, busy = false, asks = -1, report = null;
     const set = (before) => {
         panel.before = before;
         panel.soon();
@@ -58,21 +58,23 @@ export function watchBefore(panel) {
         if (question) question.train.name = name;
         const text = JSON.stringify([question, values]);
         if (text !== seen) [seen, since] = [text, Date.now()];
-        const fresh = text === asked && panel.asks === asks && Date.now() - at < (panel.before.lines.some(([kind]) => kind === "error") ? WRONG : AGAIN);
+        const same = text === asked && panel.asks === asks, fresh = same && Date.now() - at < (panel.before.wrong ? WRONG : AGAIN);
         if (fresh || Date.now() - since < REST) return;
         [asked, asks, at] = [text, panel.asks, Date.now()];
         busy = true;
         try {
             const answer = question && (await estimate(question)), fix = answer?.fix;
             const first = question ? needed(answer, { filtered: filtered(node) }) : [["", words().noModel]];
-            set({ lines: first, error: answer?.error, fix });
-            if (!values?.folder) return;
-            const report = await reportOf(dataset.node, values, batch);
+            const shown = (bad, wrong) => ({ lines: [...bad, ...first], error: answer?.error, fix, wrong });
+            const folder = values?.folder;
+            if (!same || !folder) set(shown([], Boolean(answer?.error)));
+            if (!folder) return;
+            if (!same || !report || panel.before.wrong) report = await reportOf(dataset.node, values, batch);  // which goes through all pictures
             const bad = report.refused ? [["error", report.refused]] : complaints(report);
             const repeated = new Set(first.map(([, line]) => line));  // a folder that is missing is said by both
-            set({ lines: [...bad.filter(([, line]) => !repeated.has(line)), ...first], error: answer?.error, fix });
+            set(shown(bad.filter(([, line]) => !repeated.has(line)), Boolean(answer?.error || report.refused)));
         } catch (error) {
-            set({ lines: [["error", error.message]] });
+            set({ lines: [["error", error.message]], wrong: true });
         } finally {
             busy = false;
         }
