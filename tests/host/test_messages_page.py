@@ -86,7 +86,7 @@ def test_refusals_of_routes_are_chinese_and_what_is_no_message_is_not_touched(co
         const refused = await renameRun("gone", "x").catch((error) => error.message);
         return [refused, translated("RuntimeError: none of ours"), translated("")];
     }""")
-    assert said[0].startswith("训练 'gone' 不存在：") and said[1:] == ["RuntimeError: none of ours", ""]
+    assert said[0].startswith("训练 'gone' 不存在，或已改名：") and said[1:] == ["RuntimeError: none of ours", ""]
     english = page.evaluate("""async () => {
         const { translated } = await import("/extensions/comfyui-lora-loom/translated.mjs");
         await window.app.extensionManager.setting.set("Comfy.Locale", "en");
