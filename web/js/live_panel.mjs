@@ -98,7 +98,7 @@ export class Panel {
             const [found, curve] = await Promise.all([oneRun(name), curveOf(name)]);
             if (this.run && this.run !== name) return true;  // another has begun meanwhile
             const { step, ...facts } = found, prompts = found.settings?.samples.sample_prompts ?? [];
-            if (this.state.phase === "encode") this.state.step = 0;  // it counted pictures
+            if (this.over && this.state.phase === "encode") this.state.step = 0;  // it counted pictures
             // what has ended is as its record says; what runs is as its events say
             this.state = alone || this.rests ? { ...this.state, ...facts } : { ...facts, ...this.state, started: found.started };
             this.state.step = Math.max(step, this.state.step);
