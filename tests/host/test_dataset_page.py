@@ -483,6 +483,11 @@ def test_load_dataset_shows_what_it_holds(comfy, page):
     page.locator(".thumbs button").nth(2).click()
     page.locator("dialog.editor .card").first.wait_for()
     close(page)
+    page.evaluate("() => { window.loomNodes.load.widgets.find((w) => w.name === 'folder').value = 'gone away'; }")
+    gone = page.locator(".lora-loom-zone .counts.wrong", has_text="gone away")
+    gone.wait_for()
+    assert not page.locator(".thumbs .row").is_visible() and gone.evaluate("(e) => e.scrollHeight <= e.clientHeight")
+    keep(page, comfy, "dataset_gone")
 
 
 def test_chinese(comfy, page):

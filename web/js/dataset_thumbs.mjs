@@ -33,8 +33,7 @@ export function thumbs(node, edit) {
         }
     }
 
-    // the folder's own error comes when the node runs
-    watchFolder(node, element, ({ folder, source }) => listSome(folder, source, 1000), (where, found) => {
+    watchFolder(node, element, ({ folder, source }) => listSome(folder, source, 1000), (where, found, error) => {
         const pictures = found?.pictures ?? [], total = found?.total ?? 0, captions = pictures.filter((one) => one.caption).length;
         row.replaceChildren(...pictures.slice(0, MOST).map((one) => {
             const picture = el("button", { type: "button", tabIndex: -1, "aria-label": one.name, onclick: () => edit(node, one.name) });
@@ -43,7 +42,8 @@ export function thumbs(node, edit) {
             return Object.assign(picture, { name: one.name, caption: one.caption });
         }));
         row.firstElementChild?.setAttribute("tabindex", 0);
-        counts.textContent = where ? `${reportWords().pictures(total)} · ${words().captioned(captions, pictures.length, total)}` : "";
+        counts.classList.toggle("wrong", Boolean(error));
+        counts.title = counts.textContent = error ? error.message : where ? `${reportWords().pictures(total)} · ${words().captioned(captions, pictures.length, total)}` : "";
         mark();
     });
     row.addEventListener("keydown", (event) => {  // one picture is on the way of Tab; arrows go to the others
