@@ -36,8 +36,11 @@ def _is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int))
 
 
+_LONG = 2_000  # characters: of a longer text (a picture may be one) nobody asks whether it is the same
+
+
 def values(prompt: dict | None, node_id: Any) -> list[list[Any]]:
-    """[[id, class, {input: value}]…] of the node and of all that lead to it, without what is linked."""
+    """[[id, class, {input: value}]…] of the node and of all that lead to it, without what is linked and without long texts."""
     found = []
     for key in (str(node_id), *sorted(origins(prompt, node_id))):
         node = (prompt or {}).get(key, {})
@@ -46,7 +49,7 @@ def values(prompt: dict | None, node_id: Any) -> list[list[Any]]:
 
 
 def _fits_json(value: Any) -> bool:
-    return isinstance(value, (str, int)) or isinstance(value, float) and math.isfinite(value)
+    return isinstance(value, str) and len(value) <= _LONG or isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
 
 
 def signature(prompt: dict | None, node_id: Any, names: tuple[str, ...]) -> str:

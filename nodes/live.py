@@ -19,7 +19,7 @@ import torch
 
 from ..trainer.errors import LoomError
 from ..trainer.hooks import Hooks, Progress
-from . import events
+from . import events, folders
 from .config import as_widgets
 
 ACTIONS = ("stop", "save", "sample")
@@ -42,12 +42,14 @@ class Training:
     def __enter__(self) -> Training:
         gc.freeze()  # what ComfyUI holds need not be looked through: half a million objects stop all its threads for 100 ms and more each time
         _remember(self)
-        events.send("preparing", dict(self._who))
+        self._send("preparing", {})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         gc.unfreeze()
         facts: dict[str, Any] = {}
+        if self.state["run"] and not (folders.runs() / self.state["run"]).is_dir():  # it has come to nothing
+            self._change(run="", step=0)
         if error is not None:
             facts = {"status": "interrupted"} if events.is_stop(error) else {
                 "status": "failed", "error": str(error) or type(error).__name__, "fix": as_widgets(error.fix) if isinstance(error, LoomError) else {}}

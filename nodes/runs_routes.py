@@ -5,12 +5,14 @@ Names come in as parameters and are looked up among what is there; nothing outsi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,32 @@ from ..trainer.names import check_name
 from ..trainer.runs import held, reading, record, saved, store
 from . import folders, live
 from .answers import PICTURE, guarded, number, read, write
+from .config import as_widgets
 
 TRASH = ".trash"  # below the runs' folder; what is in it is no run
 _SIDES = (96, 192, 384, 768)
+_keeping = threading.Lock()
+
+
+def _failed(what: str, error: OSError) -> LoomError:
+    return LoomError(f"{what} ({error.strerror or error}): close what has its files open, and see that the disk has room and ComfyUI may write to it")
+
+
+def _gone(name: Any) -> LoomError:
+    return LoomError(f"run {str(name)[:80]!r} is not there, or has another name by now: give one that GET /lora_loom/runs lists")
 
 
 def find(name: Any) -> Path:
     """The folder of the run of that name. LoomError for anything else."""
-    wrong = LoomError(f"run {str(name)[:80]!r} is not there, or has another name by now: give one that GET /lora_loom/runs lists")
     if not isinstance(name, str) or name.startswith("."):
-        raise wrong
+        raise _gone(name)
     try:
         check_name(name, "run", 240)
     except LoomError:
-        raise wrong from None
+        raise _gone(name) from None
     path = folders.runs() / name
     if not (path / "config.yaml").is_file() or os.path.realpath(path) != os.path.join(os.path.realpath(folders.runs()), name):
-        raise wrong
+        raise _gone(name)
     return path
 
 
@@ -62,11 +73,14 @@ def one_run(query: Mapping[str, str]) -> dict[str, Any]:
     run = find(query.get("name"))
     text = reading.config_text(run)
     try:
+        told = {**_told(run, live.running()), "samples": reading.samples(run), "prompts": reading.prompts(run), "checkpoints": reading.checkpoints(run)}
+    except FileNotFoundError:  # removed meanwhile
+        raise _gone(run.name) from None
+    try:
         settings = LoomConfig.from_yaml(text).to_dict()
     except LoomError:  # of another version: shown as it is
         settings = None
-    return {**_told(run, live.running()), "settings": settings, "config": text, "samples": reading.samples(run), "prompts": reading.prompts(run),
-            "checkpoints": reading.checkpoints(run)}
+    return {**told, "settings": settings, "config": text}
 
 
 def curve(query: Mapping[str, str]) -> dict[str, Any]:
@@ -81,15 +95,20 @@ def _told(run: Path, now: set[str]) -> dict[str, Any]:
     elif found["status"] == "running":
         found["elsewhere"] = held.is_held(run)  # by the command line, or by another server
         found["status"] = "running" if found["elsewhere"] else "lost"
-    found["lora"] = name = _lora_name(found.get("lora"))
-    found["lora_bytes"] = os.path.getsize(folder_paths.get_full_path("loras", name)) if name else 0
+    found["lora"], found["lora_bytes"] = _lora(found.get("lora"))
+    if isinstance(found.get("fix"), dict):
+        found["fix"] = as_widgets(found["fix"])
     found.pop("host", None)
     return found
 
 
-def _lora_name(file: Any) -> str:
-    """What LoraLoader calls the run's file; "" where it is no longer there."""
-    return file if isinstance(file, str) and file and folder_paths.get_full_path("loras", file) else ""
+def _lora(file: Any) -> tuple[str, int]:
+    """(what LoraLoader calls the run's file, its bytes); ("", 0) where it is no longer there."""
+    path = folder_paths.get_full_path("loras", file) if isinstance(file, str) and file else None
+    try:
+        return (file, os.path.getsize(path)) if path else ("", 0)
+    except OSError:
+        return "", 0
 
 
 async def sample(request: web.Request) -> web.Response:
@@ -140,7 +159,7 @@ def rename(given: dict[str, Any]) -> dict[str, Any]:
     try:
         run.rename(run.parent / to)
     except OSError as error:
-        raise LoomError(f"run {run.name!r} cannot be renamed ({error.strerror}): close what has its files open") from error
+        raise _failed(f"run {run.name!r} cannot be renamed", error) from error
     return {"name": to}
 
 
@@ -153,7 +172,7 @@ def trash(given: dict[str, Any]) -> dict[str, Any]:
         place = store.new_run(bin_, run.name)
         os.rename(run, place)  # onto the empty folder
     except OSError as error:
-        raise LoomError(f"run {run.name!r} cannot be moved to the trash ({error.strerror}): close what has its files open") from error
+        raise _failed(f"run {run.name!r} cannot be moved to the trash", error) from error
     return {"name": run.name, "trashed": place.name}
 
 
@@ -163,14 +182,28 @@ def restore(given: dict[str, Any]) -> dict[str, Any]:
     bin_ = folders.runs() / TRASH
     if not isinstance(name, str) or name.startswith(".") or name not in (os.listdir(bin_) if bin_.is_dir() else []):
         raise LoomError(f"run {str(name)[:80]!r} is not in the trash: give a name that `trash` has given")
-    place = store.new_run(folders.runs(), name)
-    os.rename(bin_ / name, place)
+    wrong, place = f"run {name!r} cannot be brought back", None
+    if not (bin_ / name / "config.yaml").is_file():
+        raise LoomError(f"{wrong}: what is called so in the trash is no run")
+    try:
+        place = store.new_run(folders.runs(), name)
+        os.rename(bin_ / name, place)
+    except OSError as error:
+        if place is not None:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise _failed(wrong, error) from error
     return {"name": place.name}
 
 
 def empty_trash(_given: dict[str, Any]) -> dict[str, Any]:
     """Removes for good what was moved to the trash."""
-    shutil.rmtree(folders.runs() / TRASH, ignore_errors=True)
+    bin_, failed = folders.runs() / TRASH, []
+    if bin_.is_dir():
+        shutil.rmtree(bin_, onerror=lambda _call, path, info: failed.append((path, info[1])))
+    if failed:
+        path, error = failed[0]
+        raise _failed(f"the trash cannot be emptied, {os.path.basename(path)!r} stays", error)
     return {}
 
 
@@ -181,19 +214,25 @@ def keep_checkpoint(given: dict[str, Any]) -> dict[str, Any]:
 
 def keep(run: Path, file: Any) -> Path:
     """A LoRA of the run's way becomes its result: copied into the loras folder, named for run and step, and noted in the record. So does again the
-    one that the run ended with. Returns where LoraLoader finds it; doing it twice changes nothing."""
+    one that the run ended with. Returns where LoraLoader finds it; doing it twice changes nothing. LoomError for a run that is being trained."""
+    with _keeping:
+        try:
+            with _claimed(run):
+                return _keep(run, file)
+        except OSError as error:
+            raise _failed(f"checkpoint {str(file)[:80]!r} cannot be copied to {folders.loras().name}", error) from error
+
+
+def _keep(run: Path, file: Any) -> Path:
     loras, final = folders.loras(), saved.final_lora(run)
     source = run / "checkpoints" / str(file)
     known = isinstance(file, str) and file in {c["file"] for c in reading.checkpoints(run)} and not source.is_symlink()
     if not known and not (final and file == final and (loras / final).is_file()):
         raise LoomError(f"checkpoint {str(file)[:80]!r} is not in run {run.name!r}: give a file that GET /lora_loom/run lists")
-    try:
-        path = _copied(source, loras) if known else loras / final
-        facts = record.read(run)
-        if facts.get("lora") != path.name:
-            write_whole(run / record.FILE, json.dumps({**facts, "lora": path.name, "final": final}, ensure_ascii=False, indent=1).encode())
-    except OSError as error:
-        raise LoomError(f"checkpoint {file!r} cannot be copied to {loras.name} ({error.strerror}): free some space") from error
+    path = _copied(source, loras) if known else loras / final
+    facts = record.read(run)
+    if facts.get("lora") != path.name:
+        write_whole(run / record.FILE, json.dumps({**facts, "lora": path.name, "final": final}, ensure_ascii=False, indent=1).encode())
     return path
 
 
@@ -208,9 +247,24 @@ def _copied(source: Path, folder: Path) -> Path:
 
 def _idle(name: Any) -> Path:
     run = find(name)
+    _rests(run)
+    return run
+
+
+def _rests(run: Path) -> None:
     if run.name in live.running() or held.is_held(run):
         raise LoomError(f"run {run.name!r} is training: wait for its end, or stop it")
-    return run
+
+
+@contextlib.contextmanager
+def _claimed(run: Path) -> Iterator[None]:
+    """Nobody trains the run inside."""
+    _rests(run)
+    hold = held.Hold(run)
+    try:
+        yield
+    finally:
+        hold.release()
 
 
 def register(routes: web.RouteTableDef) -> None:

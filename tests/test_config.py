@@ -158,7 +158,7 @@ def test_good_names(name):
     ('say "hi"', ["'\"'"]), ("a<b>|c", ["'<'", "'>'", "'|'"]), ("line\nbreak", ["'\\n'"]), ("nul\0", ["'\\x00'"]), ("del\x7f", ["'\\x7f'"]),
     ("", ["empty"]), ("   ", ["empty"]), (None, ["None", "empty"]), (".hidden", ["dot or a space"]), ("..", ["dot or a space"]),
     ("trailing.", ["dot or a space"]), ("trailing ", ["dot or a space"]),
-    ("con", ["reserved by Windows", "my_con"]), ("NUL.lora", ["reserved by Windows"]), ("Com1", ["reserved by Windows"]),
+    ("none", ["stands for", "my_none"]), ("Newest", ["stands for", "my_newest"]), ("con", ["reserved by Windows", "my_con"]), ("NUL.lora", ["reserved by Windows"]), ("Com1", ["reserved by Windows"]),
     ("lpt9.v2", ["reserved by Windows"]), ("织" * 41, ["123 bytes", "up to 120"]),
 ])
 def test_bad_names(name, parts):
@@ -170,6 +170,10 @@ def test_bad_names(name, parts):
     with pytest.raises(LoomError) as caught:  # of another input there is nothing to set
         check_name(name, "a run's name")
     assert caught.value.fix == {}
+
+
+def test_what_stands_for_no_run_may_be_the_name_of_anything_else():
+    assert check_name("none", "an uploaded file") == "none" and check_name("newest", "TrainLoRA.resume") == "newest"
 
 
 def test_steps_zero_is_fine_with_epochs():

@@ -214,6 +214,35 @@ def test_what_may_not_change_is_named(model: backbone.DiffusersModel, dataset: D
     assert mended != CONFIG.replace(**change) and run(model, dataset, mended, tmp_path, resume="toy").steps == mended.train.steps
 
 
+@pytest.mark.parametrize("metrics", [b"", None, bytes(200), b'\xff{"step": 1}\n'])
+def test_a_resumption_that_is_broken_off_at_once_loses_nothing(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, metrics: bytes | None) -> None:
+    """Whatever a power cut has left of the curve."""
+    interrupted(model, dataset, CONFIG, tmp_path, polls=2)
+    curve = tmp_path / "runs" / "toy" / "metrics.jsonl"
+    curve.unlink() if metrics is None else curve.write_bytes(metrics)
+    before = sorted(path for path in (tmp_path / "runs" / "toy" / "checkpoints").iterdir())
+
+    def stop(kind: str, data: object) -> None:
+        if kind == "started":
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        run(model, dataset, CONFIG, tmp_path, resume="toy", event=stop)
+    assert before and sorted(path for path in (tmp_path / "runs" / "toy" / "checkpoints").iterdir()) == before
+    assert run(model, dataset, CONFIG, tmp_path, resume="toy").steps == CONFIG.train.steps
+
+
+def test_other_loras_on_the_model_are_named(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as stacked:
+        stacked.setattr(model, "loras_digest", lambda: "of one")
+        interrupted(model, dataset, CONFIG, tmp_path, polls=2)
+    with monkeypatch.context() as stacked:
+        stacked.setattr(model, "loras_digest", lambda: "of none")
+        with pytest.raises(LoomError, match="resume 'toy' with other LoRAs on the model than it began with: connect the model that it had"):
+            run(model, dataset, CONFIG, tmp_path, resume="toy")
+    assert run(model, dataset, CONFIG, tmp_path, resume="toy").steps == CONFIG.train.steps  # where nobody can tell
+
+
 @pytest.mark.parametrize("part,name", [("vae", "vae"), ("text_encoders", "text encoder")])
 def test_another_encoder_is_named(dataset: Dataset, tmp_path: Path, part: str, name: str) -> None:
     model = backbone.load("toy_base", "cpu", "fp32")

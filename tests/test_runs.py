@@ -17,6 +17,7 @@ from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks
 from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.runs import held, reading, record
+from lora_loom.trainer.runs.saved import final_lora
 from safetensors.torch import load_file
 
 CONFIG = LoomConfig().replace(adapter={"rank": 2, "alpha": 2.0}, optim={"scheduler": "constant"}, train={"steps": 4, "precision": "fp32"},
@@ -174,6 +175,20 @@ def test_the_best_sample_is_the_one_nearest_to_the_best_validation(tmp_path: Pat
     (folder / "run.json").write_text(json.dumps({"curve": [[1, 0.5]], "best_step": 380}))  # an ended run's record knows
     assert reading.summary(folder)["best_sample"] == "step000400_1.png"
     assert reading.summary(lines(tmp_path / "short", 50))["best_step"] is None
+
+
+def test_the_step_of_a_run_whose_curve_a_full_disk_has_cut_short(dataset: Dataset, tmp_path: Path) -> None:
+    home = run(dataset, tmp_path).run_folder
+    facts = record.read(home)
+    (home / record.FILE).write_text(json.dumps({**facts, "curve": facts["curve"][:2]}))
+    assert facts["step"] == 4 and reading.summary(home)["step"] == 4
+
+
+def test_a_run_without_a_result_has_none_after_a_checkpoint_became_it(tmp_path: Path) -> None:
+    (tmp_path / record.FILE).write_text('{"lora": "begun_step000020.safetensors", "final": ""}')
+    assert final_lora(tmp_path) == ""
+    (tmp_path / record.FILE).write_text('{"lora": "old.safetensors"}')  # of an earlier version
+    assert final_lora(tmp_path) == "old.safetensors"
 
 
 def test_what_is_no_run_and_what_is_damaged(tmp_path: Path) -> None:

@@ -33,11 +33,11 @@ SAVE_DTYPES = ("fp16", "bf16", "fp32")
 def _limit(owner: str, name: str, value: Any, low: float, high: float) -> None:
     """Raise LoomError unless low <= value <= high (and value is a finite number)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise LoomError(f"{owner}.{name} is {value!r}, which is not a number: it takes {low:g} to {high:g}")
+        raise LoomError(f"{owner}.{name} is {value!r}, which is not a number: it takes {low:.9g} to {high:.9g}")
     if value < low:
-        raise LoomError(f"{name} {value:g} is below {low:g}: {owner}.{name} takes {low:g} to {high:g}")
+        raise LoomError(f"{name} {value:.9g} is below {low:.9g}: {owner}.{name} takes {low:.9g} to {high:.9g}")
     if value > high:
-        raise LoomError(f"{name} {value:g} is above {high:g}: {owner}.{name} takes {low:g} to {high:g}")
+        raise LoomError(f"{name} {value:.9g} is above {high:.9g}: {owner}.{name} takes {low:.9g} to {high:.9g}")
 
 
 def _choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -169,9 +169,9 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     facts = _facts(dataset, model, config)
     with ExitStack() as stack:
         if resume:
-            run = Path(runs_folder) / check_name(resume)
+            run = Path(runs_folder) / check_name(resume, "TrainLoRA.resume")
             if run.is_dir():  # before its state is read: another process may be about to write one
-                _claim(run, stack)
+                stack.callback(Hold(run).release)
             written = _resumed(run, config, facts, steps)
             # its state holds all of the file that it began from
             config = config.replace(adapter={"init_lora": checkpoint.configured(run).adapter.init_lora})
@@ -183,7 +183,9 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
         try:
             if run is None:
                 run = store.new_run(Path(runs_folder), config.output.name)
-                _claim(run, stack)
+                hold = Hold(run)
+                stack.callback(store.drop_if_empty, run)
+                stack.callback(hold.release)
             (run / "checkpoints").mkdir(exist_ok=True)
             words, begun = plan(model.family, dataset, config, model.device), len(written[1]["history"]) if written else 0
             write_whole(run / "config.yaml", config.to_yaml().encode("utf-8"))
@@ -203,13 +205,6 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
                             "free some space, or choose a folder that may be written to") from error
 
 
-def _claim(run: Path, stack: ExitStack) -> None:
-    """The run is this process's until the stack ends; what has come to nothing is removed then."""
-    hold = Hold(run)
-    stack.callback(store.drop_if_empty, run)
-    stack.callback(hold.release)
-
-
 def _trained(kept: record.Record, saver: Saver, begin: Callable[[], Attempts]) -> Result:
     """The run from encoding to its report; its record says how it ended."""
     config = saver.config
@@ -217,6 +212,7 @@ def _trained(kept: record.Record, saver: Saver, begin: Callable[[], Attempts]) -
         try:
             attempts = begin()
             state = attempts.train()
+            end.update(step=state.step)  # a full disk may have cost the curve its last points
         finally:
             name = saver.path.name if saver.path else kept.facts.get("lora", "")
             end.update(lora=name, best=saver.best, **({"final": name} if saver.path else {}), **reading.in_small(saver.run))
@@ -230,6 +226,9 @@ def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) ->
              f"Saved as {saver.path.name}"]
     if saver.best is not None:
         lines.append(f"Best validation loss {saver.best:.4f}, kept in the run's folder")
+    missed, why = saver.unsaved
+    if missed:
+        lines.append(f"{missed} checkpoint{'s' if missed > 1 else ''} could not be saved: {why}")
     if state.dropped:
         lines.append(f"{state.dropped} steps were skipped, for their loss was no number or far too large")
     lines += notes
@@ -241,7 +240,7 @@ def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) ->
 def _facts(dataset: Dataset, model: TrainableModel, config: LoomConfig) -> dict[str, str]:
     """What must be the same when a run is taken up, by the name that messages give it. Encoders are only read whole where the cache does so too."""
     vae, text = model.encoder_digests() if config.data.cache else ("", "")
-    return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}", "vae": vae, "text encoder": text}
+    return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}", "loras": model.loras_digest(), "vae": vae, "text encoder": text}
 
 
 def _resumed(run: Path, config: LoomConfig, now: dict[str, str], steps: int) -> Written:
@@ -254,6 +253,9 @@ def _resumed(run: Path, config: LoomConfig, now: dict[str, str], steps: int) -> 
                         "or start a new run and set LoRAConfig.init_lora")
     if facts["model"] != now["model"]:
         raise LoomError(f"resume {name!r} on {now['model']!r}, but it began on {facts['model']!r}: load that checkpoint, or start a new run")
+    if facts.get("loras") and now["loras"] and facts["loras"] != now["loras"]:
+        raise LoomError(f"resume {name!r} with other LoRAs on the model than it began with: connect the model that it had, with the same LoRAs at the "
+                        "same strengths, or start a new run")
     for encoder in ("vae", "text encoder"):
         if facts.get(encoder) and now[encoder] and facts[encoder] != now[encoder]:
             raise LoomError(f"resume {name!r} with another {encoder} than it began with: connect the one that it had, with the same LoRAs on it "

@@ -4,14 +4,15 @@ from __future__ import annotations
 from .errors import LoomError
 
 _WINDOWS = {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+_MEANING = {"none", "newest"}  # what the canvas says where no run is chosen, and for the newest
 _BAD = '\\/:*?"<>|'
-_INPUT = "TrainLoRA.name"
+_INPUT, _RUN = "TrainLoRA.name", "a run's name"
 
 
 def _mended(name: object, most: int) -> str:
     """The nearest name that is allowed."""
     found = "".join("_" if c in _BAD else c for c in str(name) if c.isprintable()).strip("_ .")
-    found = f"my_{found}" if found.split(".")[0].strip().lower() in _WINDOWS else found
+    found = f"my_{found}" if found.split(".")[0].strip().lower() in _WINDOWS or found.lower() in _MEANING else found
     return found.encode("utf-8")[:most].decode("utf-8", "ignore").strip(" .") or "my_lora"
 
 
@@ -33,6 +34,8 @@ def check_name(name: str, what: str = _INPUT, most: int = 120) -> str:
         raise LoomError(f"name {name!r} starts or ends with a dot or a space, which Windows drops: remove it", fix)
     if name.split(".")[0].strip().lower() in _WINDOWS:
         raise LoomError(f"name {name!r} is reserved by Windows: choose another, for example my_{name.split('.')[0].lower()}", fix)
+    if name.lower() in _MEANING and what in (_INPUT, _RUN):
+        raise LoomError(f"name {name!r} stands for the lack of one, or for the newest run: choose another, for example my_{name.lower()}", fix)
     if len(name.encode("utf-8")) > most:
         raise LoomError(f"name {name[:20]!r}... is {len(name.encode('utf-8'))} bytes long: {what} takes up to {most}", fix)
     return name

@@ -51,7 +51,7 @@ class Samples:
         except self.hooks.interrupts:
             raise
         except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
             self.hooks.event("sample failed", {"step": step, "reason": self.failure})
 
     def shaped(self, encoded: Encoded) -> Samples:

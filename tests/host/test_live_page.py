@@ -8,9 +8,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from lora_loom.trainer.runs import held
+from PIL import Image
 
 host = pytest.importorskip("loom_host_server", reason="needs websocket-client, from the extra `test`")
 pages = pytest.importorskip("loom_host_pages", reason="needs websocket-client, from the extra `test`")
@@ -176,8 +179,9 @@ def says(page, part: str, seconds: float = 30) -> None:
     until(page, f"() => {{ const said = ({SAID})(); return {json.dumps(part)} ? said.length === 1 && said[0].includes({json.dumps(part)}) : said.length === 0; }}", seconds)
 
 
-def ended(comfy) -> int:
-    return sum("ended" in t for t in comfy.get("/lora_loom/state")["trainings"])
+def ended(comfy) -> float:
+    """When a training ended last."""
+    return max((t.get("ended", 0.0) for t in comfy.get("/lora_loom/state")["trainings"]), default=0.0)
 
 
 def queue(page, comfy) -> None:
@@ -186,7 +190,7 @@ def queue(page, comfy) -> None:
     page.evaluate("window.app.queuePrompt(0)")
     deadline = time.monotonic() + 60
     while ended(comfy) == before and time.monotonic() < deadline:
-        time.sleep(0.1)
+        page.wait_for_timeout(100)  # the page's requests go through this process
     assert ended(comfy) > before
     page.wait_for_timeout(700)
     page.keyboard.press("Escape")  # ComfyUI's own dialog of an error
@@ -382,6 +386,23 @@ def test_the_routes_of_runs(comfy) -> None:
     assert comfy.get("/lora_loom/run?name=watched")["lora"] == found["lora"]
     assert ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": "resume.safetensors"})[0] == 400
 
+    # what is in the trash, and is no run; what another process trains; many at once
+    (folder / ".trash").mkdir(exist_ok=True)
+    (folder / ".trash" / "a note").write_text("mine")
+    status, found = ask(comfy, "/lora_loom/run/restore", {"trashed": "a note"})
+    assert status == 400 and "is no run" in found["error"] and not (folder / "a note").exists()
+    (folder / ".trash" / "a note").unlink()
+    lora, kept = comfy.base / "output" / "loras", {"run": "watched", "file": saved["file"]}
+    with contextlib.closing(open(folder / "watched" / held.FILE, "ab")) as lock:
+        assert held._lock(lock)
+        assert "is training: wait" in ask(comfy, "/lora_loom/run/keep", kept)[1]["error"]
+    (folder / "watched" / held.FILE).unlink()
+    for file in lora.glob("watched_saved*"):
+        file.unlink()
+    with ThreadPoolExecutor(8) as many:
+        answers = list(many.map(lambda _: ask(comfy, "/lora_loom/run/keep", kept), range(24)))
+    assert {status for status, _ in answers} == {200} and len(list(lora.glob("watched_saved*"))) == 1
+
 
 def test_no_number_harms_nobody(comfy, page) -> None:
     """Python's JSON knows NaN, a page's does not: what the page asks for stays readable."""
@@ -424,3 +445,60 @@ def test_a_killed_run_is_lost_and_not_running(comfy, page) -> None:
     until(page, "() => document.querySelector('.loom-live').dataset.status === 'running'")
     page.evaluate("() => window.app.api.dispatchCustomEvent('reconnected')")
     until(page, "() => document.querySelector('.loom-live').dataset.status === 'lost'")
+
+
+def test_a_run_that_comes_to_nothing_leaves_the_one_before_in_sight(comfy, page) -> None:
+    """Interrupted while it counts pictures, which are no steps."""
+    start(page, "before", steps=3)
+    queue(page, comfy)
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · before'")
+    page.evaluate(SET, ["name", "nothing"])
+    many = comfy.base / "input" / "many"
+    many.mkdir()
+    for number in range(150):
+        Image.new("RGB", (192, 192), (number, 90, 40)).save(many / f"{number}.png")
+    page.evaluate(SET, ["folder", "many"])
+    page.evaluate(SET, ["resolution", 192])
+    page.evaluate("""() => { const api = window.app.api, press = ({detail}) => { if (detail.phase === "encode" && detail.step > 1) { api.interrupt(); api.removeEventListener("lora_loom.progress", press); } };
+        api.addEventListener("lora_loom.progress", press); }""")
+    queue(page, comfy)
+    found = state(comfy)
+    assert (found["status"], found["run"], found["step"]) == ("interrupted", "", 0)
+    assert not (comfy.base / "output" / "lora_loom" / "nothing").exists()
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · before'")
+    assert text(page, ".numbers") == "step 3 / 3"
+
+
+def test_the_page_asks_for_the_pictures_no_more_often_than_it_must(comfy, page) -> None:
+    """While a setting is wrong the estimate is asked again, not the report on all pictures; a copy that is in no graph asks nothing."""
+    start(page, "asked_often", steps=0)
+    page.evaluate("() => { window.loomAsked = []; const real = window.app.api.fetchApi; window.loomReal = real; window.app.api.fetchApi = function (route, ...more) { window.loomAsked.push(String(route)); return real.call(this, route, ...more); }; }")
+    says(page, "set Train LoRA's steps to 1 or more")
+    page.wait_for_timeout(9500)
+    asked = page.evaluate("() => window.loomAsked")
+    page.evaluate("() => { window.app.api.fetchApi = window.loomReal; }")
+    assert sum("/estimate" in route for route in asked) >= 2 and sum("/report" in route for route in asked) <= 1, asked
+    timers = page.evaluate("""() => {
+        let made = 0; const real = window.setInterval; window.setInterval = (...all) => { made += 1; return real(...all); };
+        for (const kind of ["TrainLoRA", "LoadDataset", "LoRAConfig", "ChooseCheckpoint", "AutoCaption", "FilterDataset"]) window.LiteGraph.createNode(kind);
+        const idle = made, node = window.LiteGraph.createNode("TrainLoRA"); window.app.graph.add(node); const added = made; window.app.graph.remove(node);
+        window.setInterval = real; return [idle, added];
+    }""")
+    assert timers[0] == 0 and timers[1] > 0, timers
+
+
+def test_another_workflow_s_training_is_not_shown(comfy, page) -> None:
+    """Two workflows with the same nodes and the same name: each shows its own."""
+    start(page, "same_name", steps=3)
+    queue(page, comfy)
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · same_name'")
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    own = {**saved, "id": "00000000-0000-4000-8000-00000000000b"}
+    stranger = json.loads(json.dumps(own))
+    for node in stranger["nodes"]:
+        node.get("properties", {}).pop("lora_loom_run", None)
+    page.evaluate("(graph) => window.app.loadGraphData(graph)", own)  # saved under another name: its run is still its own
+    until(page, "() => document.querySelector('.loom-live .head b')?.textContent === 'Finished · same_name'")
+    page.evaluate("(graph) => window.app.loadGraphData(graph)", stranger)
+    page.wait_for_timeout(2500)
+    assert status(page) == "idle", text(page, ".head b")

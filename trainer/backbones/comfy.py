@@ -246,6 +246,9 @@ class ComfyModel:
             latents = self.patcher.model.process_latent_in(latents.float()).cpu()
         return latents.clone()
 
+    def loras_digest(self) -> str:
+        return digest(parts_in(self.patcher.patches))
+
     def encoder_digests(self) -> tuple[str, str]:
         kind = type(self.patcher.model.latent_format).__name__  # which scales what the VAE gives
         return self._digest(self.vae.first_stage_model, getattr(self.vae, "patcher", None), kind, str(getattr(self.vae, "vae_dtype", ""))), \

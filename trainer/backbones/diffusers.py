@@ -85,6 +85,9 @@ class DiffusersModel:
             found.append(((latents - shift) * self.vae.config.scaling_factor).float().cpu())
         return torch.cat(found)
 
+    def loras_digest(self) -> str:
+        return ""
+
     def encoder_digests(self) -> tuple[str, str]:
         text = [(f"{i}.{name}", tensor) for i, encoder in enumerate(self.text_encoders) for name, tensor in encoder.state_dict(keep_vars=True).items()]
         words = [(f"{i}.words", sorted(tokenizer.get_vocab().items())) for i, tokenizer in enumerate(self.tokenizers)]

@@ -79,6 +79,9 @@ class TrainableModel(Protocol):
     def encode_captions(self, captions: list[str]) -> list[Conditioning]:
         """One Conditioning a caption; keeps the graph where gradients are enabled."""
 
+    def loras_digest(self) -> str:
+        """Of the LoRAs that the host has put on the base model; "" where nobody can tell, and where the host puts none."""
+
     def encoder_digests(self) -> tuple[str, str]:
         """What `encode_images` and `encode_captions` give depends on this (and on what they are given); "" where nobody can tell."""
 

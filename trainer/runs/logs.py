@@ -75,7 +75,7 @@ class Log:
         """`steps`: how many of the run's steps count; lines of later ones were written after its last save."""
         path = run / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= steps]
+            kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= steps]
             write_whole(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = open(path, "a", encoding="utf-8")
         self._boards: list[Board] = []

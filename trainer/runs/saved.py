@@ -28,7 +28,7 @@ class Saved:
 def final_lora(run: Path) -> str:
     """Name of the file that the training ended with, also after a checkpoint was made the run's result; "" for none."""
     facts = record.read(run)
-    found = facts.get("final") or facts.get("lora")
+    found = facts["final"] if "final" in facts else facts.get("lora")
     return found if isinstance(found, str) and Path(found).name == found else ""
 
 

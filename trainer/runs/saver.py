@@ -40,6 +40,7 @@ class Saver:
     facts: dict[str, str]
     kept: record.Record
     best: float | None = None
+    unsaved: tuple[int, str] = 0, ""  # how many checkpoints could not be written, and why the last one
     path: Path | None = None
     lora: dict[str, torch.Tensor] | None = None
     _saved: float = field(default_factory=time.monotonic)
@@ -112,7 +113,8 @@ class Saver:
                 self._saved = time.monotonic()
             self.hooks.event("checkpoint", {"step": state.step, "kind": kind.rstrip("0123456789")})
         except OSError as error:  # the result's own space is reserved: go on
-            self.hooks.event("checkpoint failed", {"step": state.step, "reason": error.strerror or str(error)})
+            self.unsaved = self.unsaved[0] + 1, error.strerror or str(error)
+            self.hooks.event("checkpoint failed", {"step": state.step, "reason": self.unsaved[1]})
 
     def _resumable(self, state: State) -> None:
         tensors, facts = state.written()

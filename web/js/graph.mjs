@@ -67,12 +67,12 @@ function* through(node, slot, path, type, depth) {
     else if (!node.isVirtualNode || node.widgets?.length) yield { node, path, slot, widget: constant(node) };
 }
 
-const TURNS = ["increment", "increment-wrap", "decrement", "randomize"];  // what the page does to a value after each run
-const turning = (node) => node.widgets?.some((widget) => TURNS.includes(widget.value));
+const isControl = (widget) => widget.name === "control_after_generate";  // what the page does to the value after each run
+const turning = (node) => node.widgets?.some((widget) => isControl(widget) && widget.value !== "fixed");
 
 // The widget of a node that gives nothing else, but for what becomes of it after a run: a primitive.
 function constant(node) {
-    const own = (node.widgets ?? []).filter((widget) => widget.serialize !== false && !["fixed", ...TURNS].includes(widget.value));
+    const own = (node.widgets ?? []).filter((widget) => widget.serialize !== false && !isControl(widget));
     return node.outputs?.length === 1 && !node.inputs?.some(linked) && (node.isVirtualNode || own.length === 1) ? own[0] : undefined;
 }
 

@@ -13,11 +13,12 @@ const EVENTS = ["preparing", "warnings", "started", "progress", "memory", "estim
 const KEPT = "lora_loom_run";  // the node's property: the run that it has shown last
 const panels = new Set();
 
-
-// Node ids are small numbers that every workflow has: it is ours by the workflow's id, and for programs, which send none, by the LoRA's name.
+// Node ids are small numbers that every workflow has: it is ours by the workflow's id (or by the run, where it has been saved under another since), and
+// where a program sent none, by the LoRA's name.
 function mine(node, training) {
     if (!node.graph || String(training.node).split(":").at(-1) !== String(node.id)) return false;
-    return training.workflow && training.workflow === root()?.id ? true : training.name === widgetOf(node, "name")?.value;
+    const ours = training.workflow === root()?.id || (training.run && training.run === node.properties?.[KEPT]);
+    return training.workflow ? Boolean(ours) : training.name === widgetOf(node, "name")?.value;
 }
 
 const refused = ({ status, run }) => status === "failed" && !run;
@@ -36,7 +37,8 @@ for (const name of EVENTS) {
     api.addEventListener(`lora_loom.${name}`, ({ detail }) => {
         for (const panel of panels) {
             if (!mine(panel.node, detail)) continue;
-            if (detail.run && panel.node.properties) panel.node.properties[KEPT] = detail.run;
+            const learns = name === "ended" || detail.phase === "train";  // before that a run may come to nothing
+            if (learns && detail.run && panel.node.properties) panel.node.properties[KEPT] = detail.run;
             const missed = name !== "preparing" && (panel.state.prompt_id !== detail.prompt_id || (detail.run && panel.run && panel.run !== detail.run));
             if (name === "ended" && !detail.run && !refused(detail)) {  // interrupted before it began
                 panel.reset();

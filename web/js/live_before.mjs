@@ -45,7 +45,7 @@ async function reportOf(node, values, batch) {
 // Keeps `panel.before` right for as long as nothing trains in its node. What it answers ends it.
 export function watchBefore(panel) {
     const { node } = panel;
-    let seen = "", since = 0, asked = "", at = 0, busy = false, asks = -1, report = null;
+    let seen = "", since = 0, asked = "", at = 0, busy = false, asks = -1, report = null, reported = 0;
     const set = (before) => {
         panel.before = before;
         panel.soon();
@@ -69,7 +69,10 @@ export function watchBefore(panel) {
             const folder = values?.folder;
             if (!same || !folder) set(shown([], Boolean(answer?.error)));
             if (!folder) return;
-            if (!same || !report || panel.before.wrong) report = await reportOf(dataset.node, values, batch);  // which goes through all pictures
+            if (!same || !report || report.refused || Date.now() - reported > AGAIN) {  // which goes through all pictures
+                report = await reportOf(dataset.node, values, batch);
+                reported = Date.now();
+            }
             const bad = report.refused ? [["error", report.refused]] : complaints(report);
             const repeated = new Set(first.map(([, line]) => line));  // a folder that is missing is said by both
             set(shown(bad.filter(([, line]) => !repeated.has(line)), Boolean(answer?.error || report.refused)));

@@ -139,6 +139,7 @@ export class Panel {
         else this.state.messages = [...this.state.messages, { id: name, ...facts }].slice(-50);
         if (points) this.curve.add(points);
         if (/^(sample|checkpoint)/.test(name) || this.over) this.asked = null;
+        if (name === "ended" && this.state.phase === "encode") this.state.step = 0;  // it counted pictures
         if (name === "ended") this.asks += 1;
         if (name === "ended" && this.run) this.load(this.run);
         this.soon();

@@ -11,9 +11,9 @@ export function after(object, method, then) {
     };
 }
 
-// start() answers what stops it again. A node that is moved into a subgraph or back is removed and added.
+// start() answers what stops it again. A node that is moved into a subgraph or back is removed and added; one that is made to be copied never is.
 export function living(node, start) {
-    let stop = start();
+    let stop = node.graph ? start() : null;
     after(node, "onAdded", () => {
         stop?.();
         stop = start();

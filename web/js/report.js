@@ -25,6 +25,7 @@ function place(node) {
 function show(node, report) {
     if (!report?.findings || node.loomDrawn === report) return;
     node.loomDrawn = node.loomReported = report;
+    node.loomReportOn = folderOf(node)?.folder;
     node.loomMark?.();
     draw(place(node), report);
     node.setDirtyCanvas?.(true, true);
@@ -32,8 +33,8 @@ function show(node, report) {
 
 // A report on another folder than the one that is chosen now is not to be seen.
 function look(node) {
-    const name = folderOf(node)?.folder, element = node.loomReport;
-    if (element && name) element.style.visibility = name.split("/").at(-1) === node.loomReported?.folder ? "" : "hidden";
+    const name = folderOf(node)?.folder, element = node.loomReport, same = name === (node.loomReportOn ?? name);
+    if (element && name) element.style.visibility = same && name.split("/").at(-1) === node.loomReported?.folder ? "" : "hidden";
 }
 
 app.registerExtension({
@@ -42,7 +43,7 @@ app.registerExtension({
         if (!["LoadDataset", "FilterDataset"].includes(node.comfyClass)) return;
         after(node, "onExecuted", (output) => show(node, output?.[UI]?.[0]));
         living(node, () => {
-            const timer = setInterval(() => look(node), 400);
+            const timer = setInterval(() => node.loomReport?.isConnected && !document.hidden && look(node), 400);
             return () => clearInterval(timer);
         });
         // a graph that is opened again (another tab, an entry of the queue) gets its outputs just after its nodes

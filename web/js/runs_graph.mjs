@@ -2,7 +2,8 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { fillConfig } from "./config_fill.mjs";
-import { configOf, everyNode, root } from "./graph.mjs";
+import { configOf, everyNode, root, settable } from "./graph.mjs";
+import { words as live } from "./live_words.mjs";
 import { oneRun } from "./runs_api.mjs";
 import { words } from "./runs_words.mjs";
 import { say } from "./settings.mjs";
@@ -62,6 +63,10 @@ export async function useLora(lora) {
 // It goes on with the settings that it began with.
 export async function resumeRun(name, trainer = meant("TrainLoRA")) {
     if (!trainer) return false;
+    if (!settable(trainer, "resume")) {
+        say("warn", live().notThere("resume"));
+        return false;
+    }
     const { config } = await oneRun(name), node = configOf(trainer)?.node;
     const done = await changing(async () => (!node || (await fillConfig(node, config, [trainer]))) && setValue(trainer, "resume", name).there);
     if (!done) return false;

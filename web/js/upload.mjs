@@ -39,8 +39,9 @@ function suggestion(files) {
     return allowed(name).slice(0, 40) || "pictures";
 }
 
-// As a folder may be called on every system (trainer/names.py has the rule).
-const allowed = (name) => name.replace(/[\\/:*?"<>|\p{C}]/gu, "_").replace(/^[ .]+|[ .]+$/g, "");
+// As a folder may be called on every system, as far as it is known here: the server has the rule (trainer/names.py).
+const RESERVED = /^(con|prn|aux|nul|conin\$|conout\$|com[1-9]|lpt[1-9]) *(\.|$)/i;
+const allowed = (name) => name.replace(/[\\/:*?"<>|\p{C}]/gu, "_").replace(/^[ .]+|[ .]+$/g, "").replace(RESERVED, "my_$&");
 
 export function askName(files) {
     return new Promise((resolve) => {
