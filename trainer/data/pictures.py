@@ -24,6 +24,8 @@ def open_picture(path: str | Path) -> Image.Image:
     """The picture as RGB: first frame, turned upright by its EXIF, transparency on white. Raises LoomError where it cannot be read."""
     try:
         return decode(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise LoomError(f"picture {Path(path).name!r} is no longer there: start again, the folder is read anew") from error
     except Exception as error:
         name = Path(path).name
         raise LoomError(f"picture {name!r} cannot be used, {reason(name, error)}: replace it by an intact file") from error

@@ -111,6 +111,7 @@ class Saver:
             if resume:
                 self._resumable(state)
                 self._saved = time.monotonic()
+                self.kept.write("running")  # how long it took so far, should it be killed
             self.hooks.event("checkpoint", {"step": state.step, "kind": kind.rstrip("0123456789")})
         except OSError as error:  # the result's own space is reserved: go on
             self.unsaved = self.unsaved[0] + 1, error.strerror or str(error)
