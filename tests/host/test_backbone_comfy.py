@@ -353,6 +353,8 @@ def test_another_lora_on_the_model_stays_in_force_and_is_trained_on_top_of(comfy
     other = run(comfy.Model(model, clip, vae), dataset, config, tmp_path / "other").lora
     stacked = comfy.sd.load_lora_for_models(model, clip, other, 0.8, 0.8)
     loom = comfy.Model(*stacked, vae)
+    again, weaker = (comfy.sd.load_lora_for_models(model, clip, {k: v.clone() for k, v in other.items()}, strength, 0.8) for strength in (0.8, 0.7))
+    assert loom.loras_digest() == comfy.Model(*again, vae).loras_digest() not in ("", comfy.Model(*weaker, vae).loras_digest(), comfy.Model(model, clip, vae).loras_digest())
     context = loom.encode_captions([CAPTION])[0].context
     wanted = by_comfyui(comfy, stacked[0], context)
     plain_context = comfy.Model(model, clip, vae).encode_captions([CAPTION])[0].context
