@@ -84,6 +84,11 @@ def test_a_value_is_that_of_what_is_linked(page, change, found):
     assert got == [found] * 3, "the estimate asks for what a run would take"
 
 
+@pytest.mark.parametrize("text", ["mine", "fixed", "randomize"])
+def test_a_text_may_be_called_as_a_way_to_change_numbers(page, text):
+    assert page.evaluate(ASK, f"const p = add('PrimitiveString'); widget(p, 'value').value = {text!r}; join(p, 0, train, 'name'); return valueOf(here(train), 'name');") == text
+
+
 def test_a_value_is_set_where_it_comes_from(page):
     got = page.evaluate(ASK, """const p = add('PrimitiveInt'); widget(p, 'value').value = 192; join(p, 0, load, 'resolution');
         const told = setValue(load, 'resolution', 448), new_one = setValue(load, 'folder', 'not in the list'), none = setValue(load, 'nothing', 1);

@@ -67,7 +67,8 @@ function* through(node, slot, path, type, depth) {
     else if (!node.isVirtualNode || node.widgets?.length) yield { node, path, slot, widget: constant(node) };
 }
 
-const isControl = (widget) => widget.name === "control_after_generate";  // what the page does to the value after each run
+// What the page does to the value after each run; its name differs from node to node.
+const isControl = ({ options }) => Array.isArray(options?.values) && ["fixed", "increment", "randomize"].every((value) => options.values.includes(value));
 const turning = (node) => node.widgets?.some((widget) => isControl(widget) && widget.value !== "fixed");
 
 // The widget of a node that gives nothing else, but for what becomes of it after a run: a primitive.
