@@ -4,12 +4,13 @@
     python tools/make_help.py --pictures   # also a picture of each node as it is on the canvas; needs what make_workflows.py needs
 
 The pages are written by hand. What stands between <!-- name --> and <!-- /name --> comes from the files that hold it: a preset's
-reasons are the comments beside its values; what holds for every preset stands in default.yaml.
+reasons are the comments beside its values, which reasons.zh.json has in Chinese; what holds for every preset stands in default.yaml.
 """
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import re
 import sys
 import tempfile
@@ -19,13 +20,14 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "trainer" / "presets"
+REASONS = ROOT / "tools" / "reasons.zh.json"
 DOCS = ROOT / "web" / "js" / "docs"
 LABELS = ROOT / "trainer" / "captioners" / "labels"
 LISTS = ("medium", "style", "subject", "light", "palette", "composition")
 LANGUAGES = ("en", "zh")
 PRESET_WORDS = {
-    "en": ("## The presets", ("setting", "value", "why"), "For the family {}: "),
-    "zh": ("## 预设", ("设置", "取值", "原因（英文）"), "{} 家族："),
+    "en": ("## The presets", ("setting", "value", "why"), "For the family {}: ", " ({})"),
+    "zh": ("## 预设", ("设置", "取值", "原因"), "{} 家族：", "（{}）"),
 }
 
 
@@ -34,21 +36,25 @@ def reasons(text: str) -> dict[str, str]:
     return {name: why.strip() for name, why in re.findall(r"^    (\w+):[^#\n]*# ?(.*)$", text, re.MULTILINE)}
 
 
+def said(why: str, language: str) -> str:
+    return why if not why or language == "en" else json.loads(REASONS.read_text(encoding="utf-8"))[why]
+
+
 def presets(language: str) -> str:
-    title, head, family_words = PRESET_WORDS[language]
+    title, head, family_words, brackets = PRESET_WORDS[language]
     paths = sorted(PRESETS.glob("*.yaml"), key=lambda path: (path.stem != "default", path.stem))
     general, parts = reasons(paths[0].read_text(encoding="utf-8")), [title]
     for path in paths:
         text = path.read_text(encoding="utf-8")
         tree, own = yaml.safe_load(text), reasons(text)
-        rows = [f"| `{name}` | {value} | {own.get(name) or general.get(name, '')} |" for part in tree["values"].values() for name, value in part.items()]
+        rows = [f"| `{name}` | {value} | {said(own.get(name) or general.get(name, ''), language)} |" for part in tree["values"].values() for name, value in part.items()]
         table = "\n".join([f"| {' | '.join(head)} |", "| --- | --- | --- |", *rows])
         parts += [f"### {tree['title'][language]} · `{path.stem.replace('_', ' ')}`", tree["description"][language], table]
         lines = []
         for family, values in (tree.get("families") or {}).items():
             why = re.search(rf"^  {family}: .*?#\s*(.*)$", text, re.MULTILINE)
-            said = ", ".join(f"`{name}` {value}" for part in values.values() for name, value in part.items())
-            lines.append(f"- {family_words.format(family)}{said}{f' ({why[1]})' if why else ''}")
+            changed = ", ".join(f"`{name}` {value}" for part in values.values() for name, value in part.items())
+            lines.append(f"- {family_words.format(family)}{changed}{brackets.format(said(why[1], language)) if why else ''}")
         parts += ["\n".join(lines)] if lines else []
     return "\n\n".join(parts)
 
