@@ -153,6 +153,14 @@ def states() -> list[dict[str, Any]]:
         return [training.state for training in reversed(_trainings.values())]
 
 
+def renamed(run: str, to: str) -> None:
+    """A run that is over has another name."""
+    with _turn:
+        for training in _trainings.values():
+            if training.over and training.state["run"] == run:
+                training.state = {**training.state, "run": to}
+
+
 def running() -> set[str]:
     """Names of the runs that are on their way in this server."""
     return {state["run"] for state in states() if state["run"] and "ended" not in state}

@@ -160,6 +160,7 @@ def rename(given: dict[str, Any]) -> dict[str, Any]:
         run.rename(run.parent / to)
     except OSError as error:
         raise _failed(f"run {run.name!r} cannot be renamed", error) from error
+    live.renamed(run.name, to)
     return {"name": to}
 
 

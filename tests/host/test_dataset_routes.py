@@ -235,7 +235,7 @@ def test_saving_refuses_what_it_has_not_shown(comfy):
     listing = ask(comfy, "", folder="saving")[1]
     mine = {"folder": "saving", "source": "auto", "fingerprint": listing["fingerprint"], "save_as": "metadata.csv", "captions": {"1.png": "一, two"}}
     status, answer, _ = ask(comfy, "/captions", mine)
-    assert status == 200 and "saved 1 captions in saving/metadata.csv" in answer["report"]
+    assert status == 200 and "saved 1 caption in saving/metadata.csv" in answer["report"]
     assert (folder / "metadata.csv").read_text("utf-8") == 'filename,prompt\n1.png,"一, two"\n'
     status, refused, _ = ask(comfy, "/captions", {**mine, "captions": {"0.png": "x"}})  # with the fingerprint of before
     assert status == 409 and refused["changed"] is True and "nothing was saved" in refused["error"]

@@ -502,3 +502,38 @@ def test_another_workflow_s_training_is_not_shown(comfy, page) -> None:
     page.evaluate("(graph) => window.app.loadGraphData(graph)", stranger)
     page.wait_for_timeout(2500)
     assert status(page) == "idle", text(page, ".head b")
+
+
+def test_a_renamed_run_is_found_again(comfy, page) -> None:
+    """Also by a page whose workflow was saved before."""
+    start(page, "first_name", steps=3)
+    queue(page, comfy)
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · first_name'")
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    assert ask(comfy, "/lora_loom/run/rename", {"run": "first_name", "to": "second name"})[0] == 200
+    page.evaluate("(graph) => window.app.loadGraphData(graph)", saved)
+    until(page, "() => document.querySelector('.loom-live .head b')?.textContent === 'Finished · second name'")
+    assert drawn(page) > 300
+    page.evaluate(SET, ["name", "another"])
+    for node in saved["nodes"]:
+        node.get("properties", {}).pop("lora_loom_run", None)
+        if node["type"] == "TrainLoRA":
+            node["widgets_values"] = ["an_example" if value == "first_name" else value for value in node["widgets_values"]]
+    page.evaluate("(graph) => window.app.loadGraphData(graph)", saved)  # the example itself, opened anew
+    page.wait_for_timeout(2500)
+    assert status(page) == "idle", text(page, ".head b")
+
+
+def test_what_comfyui_refuses_is_said_in_the_node(comfy, page) -> None:
+    start(page, "refused", steps=3)
+    page.evaluate("""() => {
+        const graph = window.app.graph, node = window.LiteGraph.createNode("AutoCaption"), load = graph._nodes.find((n) => n.comfyClass === "LoadDataset");
+        graph.add(node);
+        load.connect(0, node, 0);
+        const train = graph._nodes.find((n) => n.comfyClass === "TrainLoRA");
+        node.connect(0, train, train.findInputSlot("dataset"));
+    }""")
+    page.evaluate("() => window.app.queuePrompt(0)")
+    until(page, "() => document.querySelector('.lora-loom-strip .refused')?.textContent.includes('no CLIP is connected')")
+    keep(page, comfy, "auto_caption_refused")
+    page.keyboard.press("Escape")

@@ -20,11 +20,11 @@ def write_captions(folder: Path, captions: dict[str, str], save_as: str, names: 
     """
     if save_as == "metadata.csv":
         _replace(folder / save_as, _csv(folder / save_as, captions, names))
-        return f"saved {len(captions)} captions in {folder.name}/metadata.csv"
+        return f"saved {len(captions)} caption{'s' if len(captions) != 1 else ''} in {folder.name}/metadata.csv"
     check_sidecars(names)
     for name, caption in captions.items():
         _replace(folder / sidecar(name), caption + "\n")
-    line = f"saved {len(captions)} captions in .txt files in {folder.name}"
+    line = f"saved {len(captions)} caption{'s' if len(captions) != 1 else ''} in .txt files in {folder.name}"
     shadows = [name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists()]
     return f"{line}; LoadDataset reads {shadows[0]} before them unless caption_source is sidecar" if shadows else line
 

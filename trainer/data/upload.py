@@ -21,7 +21,7 @@ from PIL import Image
 from ..errors import LoomError
 from ..names import check_name
 from .captions import KOHYA, METADATA, SIDECARS, listed
-from .pictures import FORMATS, decode, reason
+from .pictures import FORMATS, SUFFIXES, decode, reason
 from .renamed import follow_renamed
 from .unpack import MAX_FILE, MAX_FILES, MAX_TOTAL, is_litter, is_zip, unpack
 
@@ -205,7 +205,8 @@ def _fit(name: str, data: bytes) -> str:
         if what:
             raise LoomError(_refusal(what))
         return _fit_text(path, data)
-    what = next((what for begins, what in _MARKUP + _BINARY if start.startswith(begins)), "neither a picture nor caption text")
+    damaged = path.suffix.lower() in (*SUFFIXES, ".zip")
+    what = next((what for begins, what in _MARKUP + _BINARY if start.startswith(begins)), "damaged, or not what its name says" if damaged else "neither a picture nor caption text")
     try:
         decode(data)
         with Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN]) as image:

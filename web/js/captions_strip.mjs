@@ -5,14 +5,16 @@ import { nodeStyle } from "./captions_style.mjs";
 import { words } from "./captions_words.mjs";
 import { watchFolder } from "./folder_watch.mjs";
 import { el } from "./modal.mjs";
-import { addView } from "./node.mjs";
+import { addView, living, refusals, watching } from "./node.mjs";
+import { translated } from "./translated.mjs";
 
 const MOST = 200;  // pictures: the editor shows the others
 
 export function addStrip(node, edit) {
     nodeStyle();
     const w = words(), scroll = el("div", { className: "scroll", role: "listbox", "aria-label": w.edit }), button = el("button", { textContent: w.edit, onclick: () => edit(node) });
-    const hint = el("div", { className: "hint", textContent: w.noDataset }), strip = el("div", { className: "lora-loom-strip" }, el("div", { className: "buttons" }, button), scroll);
+    const refused = el("div", { className: "refused", hidden: true });
+    const hint = el("div", { className: "hint", textContent: w.noDataset }), strip = el("div", { className: "lora-loom-strip" }, el("div", { className: "buttons" }, button), refused, scroll);
     let rows = [], captions = {}, folder = "", current = 0;  // `current`: where the keys are
     scroll.append(hint);
     const grid = new Grid(scroll, {
@@ -52,5 +54,11 @@ export function addStrip(node, edit) {
         scroll.tabIndex = rows.length ? 0 : -1;
         grid.setCount(rows.length);
     });
+    living(node, () => watching(strip, () => {
+        const text = refusals(node).map((one) => translated(one)).join("\n");
+        if (text === refused.textContent) return;
+        refused.textContent = text;
+        refused.hidden = !text;
+    }, 700));
     addView(node, "lora_loom_captions", strip, { height: 160, hideOnZoom: true });
 }

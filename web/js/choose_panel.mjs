@@ -5,6 +5,7 @@ import { neighbour, openView } from "./choose_view.mjs";
 import { words } from "./choose_words.mjs";
 import { here, valueOf } from "./graph.mjs";
 import { el } from "./modal.mjs";
+import { refusals } from "./node.mjs";
 import { cellUrl, gridOf, keepCheckpoint } from "./runs_api.mjs";
 import { say } from "./settings.mjs";
 import { translated } from "./translated.mjs";
@@ -67,7 +68,7 @@ export class GridPanel {
 
     // What the node's widgets say may have changed.
     look() {
-        const at = here(this.node), asked = JSON.stringify(["choice", "compare", "prompts"].map((name) => valueOf(at, name))), run = widgetOf(this.node, "run");
+        const at = here(this.node), asked = JSON.stringify([["choice", "compare", "prompts"].map((name) => valueOf(at, name)), refusals(this.node)]), run = widgetOf(this.node, "run");
         if (run) run.disabled = this.node.inputs?.find((input) => input.name === "path")?.link != null;
         if (asked !== this.asked) this.render();
         this.asked = asked;
@@ -166,10 +167,12 @@ export class GridPanel {
 
     tell(w, s, layout, choice) {
         const stepOf = (file) => layout?.rows.find((row) => row.file === file)?.step, lines = [];
+        for (const refused of refusals(this.node)) lines.push(["error", refused]);
         if (s.error) lines.push(["error", s.error]);
         if (choice && layout && choice.run === layout.run && stepOf(choice.file) !== undefined) {
             const goesOn = s.chosen && s.handed && s.handed.file === choice.file && s.handed.strength === choice.strength;
-            lines.push(["", `${w.chosen(w.at(stepOf(choice.file), choice.strength))} · ${goesOn ? w.goesOn : w.pressRun}`]);
+            const outside = layout.compare === "strengths" && !layout.columns.some((column) => column.strength === choice.strength) ? ` (${w.notDrawn})` : "";
+            lines.push(["", `${w.chosen(w.at(stepOf(choice.file), choice.strength))}${outside} · ${goesOn ? w.goesOn : w.pressRun}`]);
         } else if (this.chosen) lines.push(["warning", w.elsewhere(this.chosen)]);
         else if (s.chosen) lines.push(["soft", w.cleared]);
         else if (s.handed && stepOf(s.handed.file) !== undefined) lines.push(["soft", w.none(w.at(stepOf(s.handed.file), s.handed.strength))]);

@@ -29,8 +29,14 @@ async function attach(panel) {
     const found = (await trainings().catch(() => [])).find((training) => mine(node, training));
     const kept = node.properties?.[KEPT];
     if (found && refused(found)) return panel.refuse(found, kept);
-    if (found?.run && !(found.ended && kept && kept !== found.run) || (found && !found.ended)) return panel.take(found);
-    if (kept && !(await panel.load(kept, true))) delete node.properties[KEPT];  // in the trash, or on another machine
+    if (found && !found.ended) return panel.take(found);
+    const named = found?.run && found.name === widgetOf(node, "name")?.value;  // an example that is opened anew has the same id
+    if (kept ? found?.run === kept : named) return panel.take(found);
+    if (!kept || (await panel.load(kept, true))) return;
+    delete node.properties[KEPT];  // renamed, in the trash, or on another machine
+    if (!named) return;
+    node.properties[KEPT] = found.run;
+    return panel.take(found);
 }
 
 for (const name of EVENTS) {

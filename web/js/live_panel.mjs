@@ -89,7 +89,7 @@ export class Panel {
         if (other) this.reset();
         this.state = { ...this.state, ...state };
         this.render();
-        if (state.run) await this.load(state.run);
+        if (state.run && !(await this.load(state.run)) && this.over && this.run === state.run) this.reset();  // it is gone
     }
 
     // A run as it lies on disk, which is right where no server trains it (`alone`). False where it is gone.

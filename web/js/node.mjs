@@ -30,6 +30,14 @@ export function watching(element, look, ms) {
     return () => clearInterval(timer);
 }
 
+// What ComfyUI refused of this node when Run was pressed last: our own messages, each once.
+export function refusals(node) {
+    const found = Object.entries(app.lastNodeErrors ?? {}).filter(([id]) => id.split(":").at(-1) === String(node.id)).flatMap(([, { errors }]) => errors ?? [])
+        .filter((error) => error.type === "custom_validation_failed")
+        .map(({ details, extra_info: of }) => (details ?? "").replace(`${of?.input_name} - `, ""));
+    return [...new Set(found.filter(Boolean))];
+}
+
 // Tab goes to controls that the window does not show: the canvas moves until it does.
 function intoSight({ target }) {
     if (!target.matches(":focus-visible")) return;

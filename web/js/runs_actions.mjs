@@ -11,9 +11,13 @@ const WORK = {
     repeat: async (panel, run) => repeatRun(run.name, (await oneRun(run.name)).config),
 
     async rename(panel, run) {
-        const from = run.name, to = (await ask(words().rename, words().renameTo, from))?.trim();
-        if (!to || to === from) return false;
-        const { name } = await renameRun(from, to);
+        const from = run.name;
+        let to = from, name = null;
+        while (!name) {  // what was typed stays, to be mended
+            to = (await ask(words().rename, words().renameTo, to))?.trim();
+            if (!to || to === from) return false;
+            name = await renameRun(from, to).then((answer) => answer.name, (error) => say("error", error.message));
+        }
         if (panel.chosen.delete(from)) panel.chosen.add(name);
         if (panel.current === from) panel.current = name;
         run.name = name;

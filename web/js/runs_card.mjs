@@ -35,7 +35,7 @@ export function facts(run, w = words()) {
     if (going && run.phase === "encode") return states().encode;
     if (going && run.eta_seconds) found.push(w.left(duration(run.eta_seconds)));
     if (run.loss !== null && run.loss !== undefined) found.push(w.loss(number(run.loss)));
-    if (!going) found.push(size(run.bytes), ago(run.started));
+    if (!going) found.push(size(run.bytes), ago(run.ended ?? run.started));
     return found.join(" · ");
 }
 

@@ -33,6 +33,14 @@ function meant(kind) {
     return null;
 }
 
+// What was filled in is selected, and the canvas moves to it where it does not show it.
+function show(node) {
+    app.canvas.selectNodes?.([node]);
+    const [left, top, width, height] = app.canvas.visible_area ?? [-Infinity, -Infinity, Infinity, Infinity], [x, y] = node.pos;
+    if (node.graph === app.canvas.graph && (x < left || y < top || x > left + width - 40 || y > top + height - 40)) app.canvas.centerOnNode?.(node);
+    app.canvas.setDirty(true, true);
+}
+
 // Where the user looks: the canvas without the part that the sidebar covers.
 function middle() {
     const { ds, canvas } = app.canvas, box = canvas.getBoundingClientRect(), bar = document.querySelector(".loom-runs")?.getBoundingClientRect();
@@ -77,6 +85,7 @@ export async function resumeRun(name, trainer = meant("TrainLoRA")) {
 export async function repeatRun(name, config) {
     const trainer = meant("TrainLoRA"), node = trainer && (configOf(trainer)?.node ?? meant("LoRAConfig"));
     if (!node || !(await changing(() => fillConfig(node, config, [trainer])))) return false;
+    show(trainer);
     say("success", words().repeated(name));
     return true;
 }
@@ -84,9 +93,11 @@ export async function repeatRun(name, config) {
 // A run has another name: nodes that show it or go on with it know it under that, and live.js those that show it now.
 export function renamedInGraph(from, to) {
     api.dispatchCustomEvent("lora_loom.renamed", { from, to });
+    app.canvas.emitBeforeChange?.();
     for (const node of everyNode(root())) {
         if (node.comfyClass !== "TrainLoRA") continue;
         if (node.properties?.lora_loom_run === from) node.properties.lora_loom_run = to;
         if (node.widgets?.find((w) => w.name === "resume")?.value === from) setValue(node, "resume", to);
     }
+    app.canvas.emitAfterChange?.();
 }

@@ -89,10 +89,12 @@ export function showRefused({ error, refused = [], notes = [] }) {
     if (!error && !refused.length && !notes.length) return;
     const w = words(), { dialog, close } = openModal(w.refusedTitle, "small");
     const title = error ? w.nothing : refused.length ? w.refusedTitle : w.notesTitle;
+    const noted = notes.map((note) => el("div", { className: "soft", textContent: translated(note) }));
     dialog.append(el("div", { className: "body" }, el("h2", { textContent: title }),
-        error ? el("div", { textContent: translated(error) }) : null, ...notes.map((note) => el("div", { className: "soft", textContent: translated(note) })),
+        error ? el("div", { textContent: translated(error) }) : null, ...(refused.length ? [] : noted),
         el("ul", { className: "list" }, ...refused.slice(0, 500).map(([name, why]) => el("li", {}, el("b", { textContent: name }), el("span", { className: "soft", textContent: translated(why) }))),
             ...(refused.length > 500 ? [el("li", { textContent: w.more(refused.length - 500) })] : [])),
+        ...(refused.length && noted.length ? [el("h2", { textContent: w.notesTitle }), ...noted] : []),
         el("div", { className: "right" }, el("button", { className: "strong", textContent: w.close, onclick: close }))));
     dialog.querySelector("button").focus();
 }
