@@ -76,7 +76,7 @@ class LoRAConfig(io.ComfyNode):
             return widget(kind, name, default=default[name], tooltip=tooltip, optional=True, **values)
 
         return schema(
-            "LoRAConfig", "LoRA Config", search_aliases=["lora settings", "rank", "network dim", "trainer", "训练设置"],
+            "LoRAConfig", "LoRA Config", search_aliases=["lora settings", "rank", "network dim", "trainer", "训练设置", "预设", "学习率"],
             description="What is trained and how. Choosing a preset fills the widgets below it; every widget can then be changed.",
             inputs=[
                 widget(io.Combo, "preset", options=presets.names(), default=presets.FIRST,

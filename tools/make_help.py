@@ -26,8 +26,8 @@ LABELS = ROOT / "trainer" / "captioners" / "labels"
 LISTS = ("medium", "style", "subject", "light", "palette", "composition")
 LANGUAGES = ("en", "zh")
 PRESET_WORDS = {
-    "en": ("## The presets", ("setting", "value", "why"), "For the family {}: ", " ({})"),
-    "zh": ("## 预设", ("设置", "取值", "原因"), "{} 家族：", "（{}）"),
+    "en": ("## The presets", ": ", "For the family {}: ", " ({})"),
+    "zh": ("## 预设", "：", "{} 家族：", "（{}）"),
 }
 
 
@@ -41,15 +41,14 @@ def said(why: str, language: str) -> str:
 
 
 def presets(language: str) -> str:
-    title, head, family_words, brackets = PRESET_WORDS[language]
+    title, colon, family_words, brackets = PRESET_WORDS[language]
     paths = sorted(PRESETS.glob("*.yaml"), key=lambda path: (path.stem != "default", path.stem))
     general, parts = reasons(paths[0].read_text(encoding="utf-8")), [title]
     for path in paths:
         text = path.read_text(encoding="utf-8")
         tree, own = yaml.safe_load(text), reasons(text)
-        rows = [f"| `{name}` | {value} | {said(own.get(name) or general.get(name, ''), language)} |" for part in tree["values"].values() for name, value in part.items()]
-        table = "\n".join([f"| {' | '.join(head)} |", "| --- | --- | --- |", *rows])
-        parts += [f"### {tree['title'][language]} · `{path.stem.replace('_', ' ')}`", tree["description"][language], table]
+        rows = [f"- `{name}` **{value}**{colon}{said(own.get(name) or general.get(name, ''), language)}".rstrip(": ：") for part in tree["values"].values() for name, value in part.items()]
+        parts += [f"### {tree['title'][language]} · `{path.stem.replace('_', ' ')}`", tree["description"][language], "\n".join(rows)]
         lines = []
         for family, values in (tree.get("families") or {}).items():
             why = re.search(rf"^  {family}: .*?#\s*(.*)$", text, re.MULTILINE)

@@ -534,6 +534,6 @@ def test_what_comfyui_refuses_is_said_in_the_node(comfy, page) -> None:
         node.connect(0, train, train.findInputSlot("dataset"));
     }""")
     page.evaluate("() => window.app.queuePrompt(0)")
-    until(page, "() => document.querySelector('.lora-loom-strip .refused')?.textContent.includes('no CLIP is connected')")
+    until(page, "() => document.querySelector('.lora-loom-strip .refused')?.textContent.includes('clip_tags takes an open_clip model')")
     keep(page, comfy, "auto_caption_refused")
     page.keyboard.press("Escape")

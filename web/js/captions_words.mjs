@@ -26,7 +26,7 @@ const WORDS = {
         upload: "上传图片…", drop: "或将图片、文件夹、zip 拖到这里", dropNow: "松开即上传", edit: "编辑标注…", cancel: "取消", close: "关闭",
         newFolder: "ComfyUI input 目录中的新文件夹", folderName: "名称", mended: "有的系统不允许该名称，已改为可用的名称。", files: (n, size) => `${n} 个文件，${size}`, start: "上传",
         sending: (percent) => `正在上传 ${percent} %`, checking: "正在检查图片…", cancelled: "已取消上传，未保留任何文件。",
-        done: (n, folder) => `${n} 个文件已存入 input/${folder}`, refused: (n) => `${n} 个未收`, refusedTitle: "未收的文件及原因", notesTitle: "已上传，请留意",
+        done: (n, folder) => `${n} 个文件已存入 input/${folder}`, refused: (n) => `${n} 个未导入`, refusedTitle: "未导入的文件及原因", notesTitle: "已上传，请留意",
         nothing: "没有上传任何文件", lost: "连接中断，未保留任何文件。", chooseFolder: "请先选择文件夹。",
         noDataset: "连接“加载数据集”后，这里会显示它的标注。", openAll: (n) => `编辑 ${n} 条标注…`, noCaption: "无标注", captioned: (n, of, all) => (of < all ? `前 ${of} 张中 ${n} 张有标注` : of && n === of ? "全部有标注" : `${n} 张有标注`),
         title: (folder) => `标注 · ${folder}`, loading: "正在读取文件夹…", counts: (shown, all, selected) => `${shown === all ? all : `${shown} / ${all}`} 张图片 · 已选 ${selected}`,
@@ -38,9 +38,9 @@ const WORDS = {
         changed: (n) => `已修改 ${n} 条标注`, nothingToUndo: "没有可撤销的操作", nothingToSave: "没有需要保存的修改",
         made: (n) => `“自动打标”生成的 ${n} 条标注尚未保存：请检查后保存。`,
         willReplace: "“自动打标”的“已有标注”设为 replace：下次运行会覆盖这些标注，请改为 keep。",
-        conflict: (theirs, both) => `打开之后磁盘上的文件夹有改动，尚未保存。已采用磁盘上的 ${theirs} 处改动${both ? `；有 ${both} 条两边都改过` : ""}。再次保存即写入您的修改。`,
+        conflict: (theirs, both) => `打开之后磁盘上的文件夹有改动，尚未保存。已采用磁盘上的 ${theirs} 处改动${both ? `；有 ${both} 条两边都改过` : ""}。再次保存即写入你的修改。`,
         takeTheirs: (n) => `改用磁盘上的 ${n} 条`, unsaved: (n) => `有 ${n} 条修改尚未保存。`, discard: "放弃", stay: "继续编辑",
-        keys: "方向键移动 · 空格选择 · 回车编辑 · Tab 下一张 · L 放大 · Ctrl+A 全选 · Ctrl+Z 撤销 · Ctrl+S 保存", look: "放大查看（L）", none: "没有符合筛选条件的图片。", broken: "无法读取",
+        keys: "方向键移动 · 空格选择 · 回车编辑 · 编辑时 Tab 到下一张 · L 放大 · Ctrl+A 全选 · Ctrl+Z 撤销 · Ctrl+S 保存", look: "放大查看（L）", none: "没有符合筛选条件的图片。", broken: "无法读取",
     },
 };
 

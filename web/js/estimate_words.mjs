@@ -17,16 +17,16 @@ const WORDS = {
         steps: (n, epochs, pictures) => `${n} steps${epochs ? `, ${epochs} epochs of ${pictures} pictures` : ""}`, filtered: "before Filter Dataset leaves some out",
     },
     zh: {
-        noTrainer: "把 config 连到 Train LoRA，这里会显示训练需要多少资源。", noModel: "请把加载好的基础模型连到 Train LoRA，这里会显示训练需要多少资源。",
+        noTrainer: "把“设置”连到“训练 LoRA”，这里会显示训练需要多少资源。", noModel: "请把加载好的基础模型连到“训练 LoRA”，这里会显示训练需要多少资源。",
         asking: "正在查看模型…", parameters: (n) => `${count(n)} 个可训练参数`, brief: (n) => `${count(n)} 参数`, file: (n) => `文件 ${size(n)}`, unknown: "未知", memory: "内存",
         layers: (n) => `训练 ${n} 层`, base: ["基础模型", "基础"], lora: ["LoRA 与优化器", "LoRA"], step: ["每步", "每步"], needs: (n, of, device) => `${device === "GPU" ? "显存" : "内存"} ${size(n)}${of ? ` / ${size(of)}` : ""}`,
         tip: (m) => `约 ${size(m.needed)}：基础模型 ${size(m.base)}，LoRA 与优化器 ${size(m.lora + m.optimizer)}，每步 ${size(m.step)}。`
             + (m.free === null ? "" : `可用 ${size(m.free)}，共 ${size(m.total)}。`),
         tooMuch: (m) => `约需 ${size(m.needed)}，可用 ${size(m.free)}`,
         checkpointing: (m) => `放不下，会自动打开梯度检查点，约需 ${size(m.checkpointed)}。`,
-        tight: (m) => `可能放不下：约需 ${size(m.needed)}，可用 ${size(m.free)}。请降低分辨率、批大小或 rank。`,
+        tight: (m) => `可能放不下：约需 ${size(m.needed)}，可用 ${size(m.free)}。请降低分辨率、批量大小或 rank。`,
         takes: (m) => `约需${m.device === "GPU" ? "显存" : "内存"} ${size(m.needed)}${m.total ? `（共 ${size(m.total)}）` : ""}`,
-        steps: (n, epochs, pictures) => `共 ${n} 步${epochs ? `，${pictures} 张图片 ${epochs} 轮` : ""}`, filtered: "FilterDataset 筛选之前",
+        steps: (n, epochs, pictures) => `共 ${n} 步${epochs ? `，${pictures} 张图片 ${epochs} 轮` : ""}`, filtered: "“筛选数据集”筛选之前",
     },
 };
 

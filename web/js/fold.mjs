@@ -28,6 +28,8 @@ export function fold(node) {
         node.setSize([node.size[0], Math.max(node.computeSize()[1], node.showAdvanced ? node.size[1] : node.loomFold.height ?? 0)]);
     }, { canvasOnly: true, serialize: false });
     button.serialize = false;
+    const views = node.widgets.findIndex((w) => w !== button && w.name?.startsWith("lora_loom"));  // whichever extension comes first
+    if (views >= 0) node.widgets.splice(views, 0, node.widgets.pop());
     node.loomFold = { button, rare, defaults: Object.fromEntries(rare.map((w) => [w.name, inputs[w.name]?.[1]?.default])) };
     for (const hook of ["onConfigure", "onWidgetChanged"]) after(node, hook, () => refold(node));
     refold(node);

@@ -8,7 +8,7 @@ export class Film {
         const w = words();
         this.row = el("div", { className: "film empty" });
         this.row.dataset.hint = w.noSamples;
-        this.slider = el("input", { type: "range", min: 0, max: 0, value: 0, disabled: true, "aria-label": w.sampleAt("") });
+        this.slider = el("input", { type: "range", min: 0, max: 0, value: 0, disabled: true, "aria-label": w.slider });
         this.label = el("span");
         this.time = el("div", { className: "time" }, this.slider, this.label);
         this.slider.addEventListener("input", () => this.show());

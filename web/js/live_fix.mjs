@@ -19,7 +19,7 @@ export function fixedNow(node, name) {
 export function fixText(node, fix) {
     const nodes = ours(node), w = words(), shown = (name) => { const owner = ownerOf(nodes, name); return (owner && widgetOf(owner, name).label) || name; };
     const said = (value) => (typeof value === "boolean" ? (value ? w.on : w.off) : value === "" ? w.nothing : value), each = Object.entries(fix);
-    const full = `${w.apply} ${each.map(([name, value]) => `${shown(name)} ${said(value)}`).join(w.comma)}`;
+    const full = w.apply(each.map(([name, value]) => [shown(name), said(value)]));
     return [each.length > 2 ? w.applyAll(each.length) : full, full];
 }
 

@@ -2,6 +2,7 @@
 import { words as states } from "./live_words.mjs";
 import { el } from "./modal.mjs";
 import { words } from "./runs_words.mjs";
+import { settingName } from "./translated.mjs";
 import { duration, moment, number, size } from "./units.mjs";
 
 function shown(value) {
@@ -42,9 +43,9 @@ export function settingsOf(runs) {
         const lines = facts.filter(([, values]) => values.some((value) => value !== "")).map(([name, values]) => line(name, values));
         let part = "";
         for (const row of rows) {
-            if (row.part !== part) lines.push(el("tr", { className: "part" }, el("th", { scope: "rowgroup", colSpan: runs.length + 1, textContent: row.part })));
+            if (row.part !== part) lines.push(el("tr", { className: "part" }, el("th", { scope: "rowgroup", colSpan: runs.length + 1, textContent: w.parts?.[row.part] ?? row.part })));
             part = row.part;
-            lines.push(line(row.name, row.values.map(shown), row.differs && whole.checked && !one ? "differs" : ""));
+            lines.push(line([settingName(row.name), row.name].filter(Boolean).join(" · "), row.values.map(shown), row.differs && whole.checked && !one ? "differs" : ""));
         }
         body.replaceChildren(...lines);
         none.hidden = one || differ > 0 || whole.checked || !all.length;

@@ -3,14 +3,14 @@ import { api } from "../../scripts/api.js";
 import { translator } from "./messages.mjs";
 import { chinese } from "./settings.mjs";
 
-let chineseOf = null, loading = null;
+let chineseOf = null, loading = null, shown = {};
 
 // The table, and the names that the canvas shows for nodes and inputs; once, and only where the page is Chinese.
 export function loadMessages() {
     loading ??= Promise.all([
         fetch(new URL("messages.zh.json", import.meta.url)).then((answer) => answer.json()),
         api.fetchApi("/i18n").then((answer) => answer.json()).then((found) => found.zh?.nodeDefs).catch(() => ({})),
-    ]).then(([table, names]) => { chineseOf = translator(table, names); }).catch((error) => console.warn("LoRA Loom: messages stay English", error));
+    ]).then(([table, names = {}]) => { [chineseOf, shown] = [translator(table, names), names]; }).catch((error) => console.warn("LoRA Loom: messages stay English", error));
     return loading;
 }
 
@@ -23,6 +23,13 @@ function titled(text) {
         if (kind?.nodeData?.category !== "LoRA Loom" || (input && !required?.[input] && !optional?.[input])) return all;
         return input ? `${kind.title}'s ${input}` : kind.title;
     });
+}
+
+// What a Chinese canvas calls a setting of a run; "" where it has no name of its own.
+export function settingName(name) {
+    if (!chinese()) return "";
+    loadMessages();
+    return ["LoRAConfig", "TrainLoRA", "LoadDataset", "AugmentDataset"].map((node) => shown[node]?.inputs?.[name]?.name).find((label) => label && label !== name) ?? "";
 }
 
 // The text as it is where nothing is known of it, and until the Chinese table is there.
