@@ -104,9 +104,9 @@ def test_what_is_no_picture_stays_out(send):
     wrong = {"page.html": (b"<!DOCTYPE html><script>alert(1)</script>", "a web page"), "a.svg": (b"<svg onload=alert(1)>", "SVG"), "b.png": (b"<svg/>", "SVG"),
              "run.sh": (b"#!/bin/sh\nrm -rf /", "a script"), "run.py": (b"import os", "neither"), "x.txt": (b"#!/bin/sh\n", "a script"),
              "y.txt": (b"\xef\xbb\xbf <html><body>", "a web page"), "prog.exe": (b"MZ\x90\0\3\0", "a program"), "prog.png": (b"\x7fELF\2\1\1\0", "a program"),
-             "prog.txt": (b"MZ\x90\0\3\0", "a program"), "cut.png": (cut, "broken"), "movie.mp4": (b"\0\0\0\x18ftypmp42", "neither"), "empty.png": (b"", "neither"),
+             "prog.txt": (b"MZ\x90\0\3\0", "a program"), "cut.png": (cut, "broken"), "movie.mp4": (b"\0\0\0\x18ftypmp42", "neither"), "empty.png": (b"", "damaged"),
              "list.csv": (b"a,b\n", "a table that nothing reads"), "big.txt": (b"x" * (2**20 + 1), "1.0 MB of text"), "zero.txt": (b"a\0b", "neither"),
-             "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "neither"), "r.rar": (b"Rar!\x1a\7\0", "only .zip"), "new.avif": (b"\0\0\0\x1cftypavif\0\0\0\0", "")}
+             "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "damaged"), "r.rar": (b"Rar!\x1a\7\0", "only .zip"), "new.avif": (b"\0\0\0\x1cftypavif\0\0\0\0", "")}
     done = send({"good.png": PNG, **{name: content for name, (content, _) in wrong.items()}})
     assert done.files == ("good.png",)
     found = reasons(done)

@@ -44,7 +44,7 @@ def test_an_error_and_a_plan_are_chinese_in_the_live_panel(comfy, page) -> None:
     page.evaluate("window.app.queuePrompt(0)")
     live.until(page, "() => document.querySelector('.loom-live')?.dataset.status === 'failed'")
     assert live.text(page, ".says .error") == "prodigy 的学习率不能是 0.0001：它自己寻找学习率，再乘以这个值；请把“训练 LoRA”的“学习率”设为 1"
-    assert live.text(page, ".buttons .strong") == "设为 学习率 1"
+    assert live.text(page, ".buttons .strong") == "把“学习率”设为 1"
     keep(page, comfy, "error")
     page.keyboard.press("Escape")
     live.start(page, "right", steps=3)
