@@ -33,10 +33,12 @@ def graph(case: str, seed: int) -> dict:
     loader = {"class_type": "ToyBase", "inputs": {}} if case == "toy" else {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}}
     return {
         "1": loader,
-        "2": {"class_type": "LoadDataset", "inputs": {"folder": "lora_loom_stars", "resolution": size, "min_size": 64, "caption_source": "auto", "trigger_word": "star",
+        "2": {"class_type": "LoadDataset", "inputs": {"folder": "lora_loom_stars", "resolution": size, "min_size": 64, "caption_source": "auto",
+                                              "trigger_word": "star",
                                                       "repeats": 1, "flip": False, "buckets": True}},
         "4": {"class_type": "LoRAConfig", "inputs": {"preset": "default", "targets": targets}},
-        "5": {"class_type": "TrainLoRA", "inputs": {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "dataset": ["2", 0], "config": ["4", 0], "steps": STEPS, "epochs": 0,
+        "5": {"class_type": "TrainLoRA", "inputs": {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "dataset": ["2", 0], "config": ["4", 0],
+                                           "steps": STEPS, "epochs": 0,
                                                     "learning_rate": 1e-4, "batch_size": 1, "seed": seed, "name": "start"}},
     }
 
@@ -97,12 +99,15 @@ def main() -> None:
                 except BaseException:
                     comfy.__exit__()
                     raise
-                rows.append([CASES[case][0], label, *(f"{got[key]:.2f}" for key in ("node", "checked", "first", "step")), f"**{got['first'] - got['step']:.2f}**"])
+                rows.append([CASES[case][0], label, *(f"{got[key]:.2f}" for key in ("node", "checked", "first", "step")),
+                             f"**{got['first'] - got['step']:.2f}**"])
                 print(rows[-1], flush=True)
                 if label != "the first":
                     comfy.__exit__()
-    write([*heading("python bench/start.py", f"ComfyUI {comfy_version}"), "**Start-up**, twenty pictures, batch 1, precision auto; seconds after the press of Run",
-           table(["base model", "run", "Train LoRA's turn", "the run has begun", "the first step has ended", "a step takes", "start-up without the step"], *rows)], arguments.write)
+    write([*heading("python bench/start.py", f"ComfyUI {comfy_version}"),
+           "**Start-up**, twenty pictures, batch 1, precision auto; seconds after the press of Run",
+           table(["base model", "run", "Train LoRA's turn", "the run has begun", "the first step has ended", "a step takes", "start-up without the step"],
+                 *rows)], arguments.write)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "LoadDataset", "Load Dataset", has_intermediate_output=True, search_aliases=["training data", "image folder", "dataset", "kohya", "lora", "训练集", "数据集", "触发词", "正则化"],
+            "LoadDataset", "Load Dataset", has_intermediate_output=True,
+            search_aliases=["training data", "image folder", "dataset", "kohya", "lora", "训练集", "数据集", "触发词", "正则化"],
             description="Pictures with captions from a folder inside ComfyUI's input folder (or a registered datasets folder).",
             inputs=[
                 widget(io.Combo, "folder", options=folders.dataset_names(),

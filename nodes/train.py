@@ -37,7 +37,8 @@ class TrainLoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         train, optim, samples = TrainConfig(), LoomConfig().optim, SampleConfig()
         return schema(
-            "TrainLoRA", "Train LoRA", is_output_node=True, search_aliases=["lora trainer", "finetune", "dreambooth", "kohya", "training", "训练", "炼丹", "学习率"],
+            "TrainLoRA", "Train LoRA", is_output_node=True,
+            search_aliases=["lora trainer", "finetune", "dreambooth", "kohya", "training", "训练", "炼丹", "学习率"],
             description="Trains a LoRA on the connected model without copying it. Interrupt at any time: what was learned is saved.",
             inputs=[
                 widget(io.Model, "model", tooltip="The base to train on; it is not changed. LoRAs that are applied to it stay in force."),

@@ -204,7 +204,8 @@ def rows(first: list, second: list, note: int, between: tuple = (), after: tuple
 
 
 # title: {node: its title}; rows of columns of (node, width, height); models: what the page offers to download where it is missing, by node
-HEIGHTS = {"LoadDataset": 770, "TrainLoRA": 840, "LoRAConfig": 620, "AugmentDataset": 620}  # that ComfyUI's new nodes need, which are taller than the classic ones, and pictures after a run
+# What ComfyUI's new nodes need, which are taller than the classic ones, and pictures after a run.
+HEIGHTS = {"LoadDataset": 770, "TrainLoRA": 840, "LoRAConfig": 620, "AugmentDataset": 620}
 WORKFLOWS = {
     "toy_base_train_and_generate": {
         "graph": toy, "title": {**TITLES, "3": "Its twenty pictures", "16": "Before | after"},

@@ -116,8 +116,9 @@ def select(model: TrainableModel, config: AdapterConfig) -> dict[str, dict[str, 
                             "load the checkpoint in fp16, bf16 or fp8")
         idle = [w.pattern for w in wanted if not any(w.search(name) for name in names.values())] if prefix == "lora_unet" and config.target_modules else []
         if idle:
-            raise LoomError(f"target_modules {', '.join(map(repr, idle))} {'finds' if len(idle) == 1 else 'find'} no layer of {model.family.title}: correct or remove "
-                            f"{'it' if len(idle) == 1 else 'them'}; its layers have names such as {', '.join(sorted(names.values())[:1] + sorted(names.values())[-1:])}",
+            raise LoomError(f"target_modules {', '.join(map(repr, idle))} {'finds' if len(idle) == 1 else 'find'} no layer of "
+                            f"{model.family.title}: correct or remove {'it' if len(idle) == 1 else 'them'}; its layers have names such as "
+                            f"{', '.join(sorted(names.values())[:1] + sorted(names.values())[-1:])}",
                             {"target_modules": [p for p in config.target_modules if parse_target(p).pattern not in idle]})
         selected[prefix] = {own: f"{prefix}_{names[own].replace('.', '_')}" for own in layers}
     if not selected["lora_unet"]:

@@ -240,7 +240,8 @@ def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) ->
 def _facts(dataset: Dataset, model: TrainableModel, config: LoomConfig) -> dict[str, str]:
     """What must be the same when a run is taken up, by the name that messages give it. Encoders are only read whole where the cache does so too."""
     vae, text = model.encoder_digests() if config.data.cache else ("", "")
-    return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}", "loras": model.loras_digest(), "vae": vae, "text encoder": text}
+    return {"dataset": dataset.digest(), "model": f"{model.family.id} {model.name} {model.prediction}", "loras": model.loras_digest(),
+            "vae": vae, "text encoder": text}
 
 
 def _resumed(run: Path, config: LoomConfig, now: dict[str, str], steps: int) -> Written:

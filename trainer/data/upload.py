@@ -206,7 +206,8 @@ def _fit(name: str, data: bytes) -> str:
             raise LoomError(_refusal(what))
         return _fit_text(path, data)
     damaged = path.suffix.lower() in (*SUFFIXES, ".zip")
-    what = next((what for begins, what in _MARKUP + _BINARY if start.startswith(begins)), "damaged, or not what its name says" if damaged else "neither a picture nor caption text")
+    what = next((what for begins, what in _MARKUP + _BINARY if start.startswith(begins)),
+                "damaged, or not what its name says" if damaged else "neither a picture nor caption text")
     try:
         decode(data)
         with Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN]) as image:

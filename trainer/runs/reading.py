@@ -126,8 +126,9 @@ def summary(run: Path) -> dict[str, Any]:
     curve, best = small["curve"], small.get("best_step")
     files = [sample for sample in samples(run) if sample["number"] == 1]
     nearest = min(files, key=lambda sample: abs(sample["step"] - best))["file"] if files and best is not None else None
-    return {**found, "curve": curve, "best_step": best, "step": max(found.get("step") or 0, curve[-1][0] if curve else 0), "loss": curve[-1][1] if curve else None, "resumable": resumable,
-            "bytes": size(run), "sample": files[-1]["file"] if files else None, "best_sample": nearest}
+    last, ended = curve[-1] if curve else (0, None), found.get("step")
+    return {**found, "curve": curve, "best_step": best, "step": max(ended, last[0]) if isinstance(ended, int) else last[0], "loss": last[1],
+            "resumable": resumable, "bytes": size(run), "sample": files[-1]["file"] if files else None, "best_sample": nearest}
 
 
 def samples(run: Path) -> list[dict[str, Any]]:
