@@ -45,10 +45,10 @@ def new_run(runs_folder: Path, name: str) -> Path:
 
 
 def drop_if_empty(run: Path) -> None:
-    """Remove a new run that ended before its first step: one without a line in metrics.jsonl and without any file of its way."""
+    """Remove a new run that ended before its first step: one without a line in metrics.jsonl and without a LoRA of its way. Samples may be there,
+    of the model as it was."""
     with contextlib.suppress(OSError):
-        kept = any(path.is_file() for part in ("checkpoints", "samples", "diffusers") for path in (run / part).rglob("*"))
-        if not kept and not (run / "metrics.jsonl").stat().st_size:
+        if not any((run / "checkpoints").glob("*")) and not (run / "metrics.jsonl").stat().st_size:
             shutil.rmtree(run)
 
 
