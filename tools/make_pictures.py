@@ -48,10 +48,10 @@ def trained(page) -> None:
                            "Number((panel.querySelector('.numbers').textContent.match(/\\d+/) ?? [0])[0]) > 310; }", timeout=900_000)
     node(page, "TrainLoRA", ASSETS / "train.jpg")
     page.wait_for_function("() => document.querySelector('.loom-live').dataset.status === 'finished'", timeout=900_000)
-    page.wait_for_function("async () => { const {queue_running: now} = await (await fetch('/queue')).json(); return !now.length; }", timeout=900_000)
     page.evaluate(SET, ["TrainLoRA", "learning_rate", 5e-4])
     page.evaluate(SET, ["TrainLoRA", "name", "toy_star_slow"])
-    workflows.run(page)
+    page.evaluate("() => { window.app.queuePrompt(0); }")
+    page.wait_for_function("() => document.querySelector('.loom-live .head b').textContent === 'Finished · toy_star_slow'", timeout=900_000)
 
 
 def compared(page) -> None:
@@ -68,12 +68,6 @@ def compared(page) -> None:
     workflows.thumbnail(page.screenshot(), {"left": box["x"], "top": box["y"], **box}, ASSETS / "runs.jpg", WIDTH, 80)
 
 
-def chosen(page) -> None:
-    load(page, workflows.RUN["choose"])
-    workflows.run(page)
-    node(page, "ChooseCheckpoint", ASSETS / "choose.jpg")
-
-
 def main() -> None:
     sys.path.insert(0, str(workflows.ROOT / "tools"))
     import comfyui
@@ -85,11 +79,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         workflows.settle(Path(folder))
         with workflows.server_module().Comfy(found, Path(folder)) as comfy:
-            for work in ((trained, compared), (chosen,)):
-                browser, page = workflows.open_page(playwright, comfy.url)
-                for one in work:
-                    one(page)
-                browser.close()
+            browser, page = workflows.open_page(playwright, comfy.url)
+            trained(page)
+            compared(page)
+            browser.close()
 
 
 if __name__ == "__main__":
