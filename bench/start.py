@@ -34,12 +34,10 @@ def graph(case: str, seed: int) -> dict:
     return {
         "1": loader,
         "2": {"class_type": "LoadDataset", "inputs": {"folder": "lora_loom_stars", "resolution": size, "min_size": 64, "caption_source": "auto",
-                                              "trigger_word": "star",
-                                                      "repeats": 1, "flip": False, "buckets": True}},
+                                                      "trigger_word": "star", "repeats": 1, "flip": False, "buckets": True}},
         "4": {"class_type": "LoRAConfig", "inputs": {"preset": "default", "targets": targets}},
         "5": {"class_type": "TrainLoRA", "inputs": {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "dataset": ["2", 0], "config": ["4", 0],
-                                           "steps": STEPS, "epochs": 0,
-                                                    "learning_rate": 1e-4, "batch_size": 1, "seed": seed, "name": "start"}},
+                                                    "steps": STEPS, "epochs": 0, "learning_rate": 1e-4, "batch_size": 1, "seed": seed, "name": "start"}},
     }
 
 

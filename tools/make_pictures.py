@@ -6,6 +6,7 @@ Needs what make_workflows.py needs, and some minutes. assets/canvas.jpg is made 
 """
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -34,7 +35,7 @@ def node(page, kind: str, target: Path) -> None:
 
 
 def load(page, name: str) -> None:
-    page.evaluate(LOAD, workflows.json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+    page.evaluate(LOAD, json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8")))
     page.wait_for_timeout(1500)
 
 

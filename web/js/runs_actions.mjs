@@ -21,7 +21,7 @@ const WORK = {
         if (panel.chosen.delete(from)) panel.chosen.add(name);
         if (panel.current === from) panel.current = name;
         run.name = name;
-        renamedInGraph(from, name);
+        await renamedInGraph(from, name);
         await panel.refresh();
         return true;
     },

@@ -93,11 +93,11 @@ export async function repeatRun(name, config) {
 // A run has another name: nodes that show it or go on with it know it under that, and live.js those that show it now.
 export function renamedInGraph(from, to) {
     api.dispatchCustomEvent("lora_loom.renamed", { from, to });
-    app.canvas.emitBeforeChange?.();
-    for (const node of everyNode(root())) {
-        if (node.comfyClass !== "TrainLoRA") continue;
-        if (node.properties?.lora_loom_run === from) node.properties.lora_loom_run = to;
-        if (node.widgets?.find((w) => w.name === "resume")?.value === from) setValue(node, "resume", to);
-    }
-    app.canvas.emitAfterChange?.();
+    return changing(() => {
+        for (const node of everyNode(root())) {
+            if (node.comfyClass !== "TrainLoRA") continue;
+            if (node.properties?.lora_loom_run === from) node.properties.lora_loom_run = to;
+            if (node.widgets?.find((w) => w.name === "resume")?.value === from) setValue(node, "resume", to);
+        }
+    });
 }
