@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ pytest.importorskip("playwright.sync_api", reason="needs playwright, from the ex
 pytestmark = pytest.mark.browser
 PROMPTS = ("a red star on a blue background", "a red circle on a blue background")
 MANY = 300
+LIST = re.compile(r"/lora_loom/runs\?")
 
 
 workflows = pages.workflows
@@ -93,11 +95,13 @@ def keep(page, comfy, name: str) -> None:
 @pytest.fixture
 def runs(page):
     """The tab, open and read anew."""
-    if page.locator(".loom-runs").count():
-        page.locator(".loom-runs .top button").first.click()
-    else:
-        page.locator("[class*='lora_loom.runs-tab-button']").click()
-    page.locator(".loom-runs .run:visible").first.wait_for()
+    with page.expect_response(LIST) as answer:
+        if page.locator(".loom-runs").count():
+            page.locator(".loom-runs .top button").first.click()
+        else:
+            page.locator("[class*='lora_loom.runs-tab-button']").click()
+    page.wait_for_function("(newest) => document.querySelector('.loom-runs .run:not([hidden])') && [...document.querySelectorAll('.loom-runs .run:not([hidden])')].every((card) => newest.includes(card.run.name))",
+                           arg=[run["name"] for run in answer.value.json()["runs"]])
     return page.locator(".loom-runs")
 
 
@@ -348,6 +352,26 @@ def test_comparison(comfy, page, runs):
     assert value(page, "LoRAConfig", "rank") == 48 and page.locator("dialog.runs").count() == 0
     runs.locator(".top .compare + button").click()
     assert runs.locator(".compare").is_disabled()
+
+
+def test_a_list_that_changes_under_the_mouse_waits_for_the_release(comfy, page, runs):
+    away = add_run(comfy.base, "away soon", steps=10)
+    refresh = runs.locator(".top button").first
+    refresh.click()
+    card(runs, "away soon").wait_for()
+    page.wait_for_timeout(300)  # the list stands still
+    box = card(runs, "toy_star").locator("input").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    shutil.rmtree(away)
+    with page.expect_response(LIST):
+        refresh.evaluate("(button) => button.click()")
+    page.wait_for_timeout(300)
+    assert shown(runs)[0] == "away soon"
+    page.mouse.up()
+    card(runs, "away soon").wait_for(state="detached")
+    assert card(runs, "toy_star").locator("input").is_checked() and runs.locator("input:checked").count() == 1
+    runs.locator(".top .compare + button").click()
 
 
 def test_one_run_with_settings_of_another_version(comfy, page, runs):

@@ -36,7 +36,7 @@ export class RunsPanel {
     constructor(place) {
         listStyle();
         const w = words();
-        Object.assign(this, { runs: [], shown: [], trash: [], chosen: new Set(), current: "", timers: new Map(), dirty: new Set(), asked: 0 });
+        Object.assign(this, { runs: [], shown: [], trash: [], chosen: new Set(), current: "", timers: new Map(), dirty: new Set(), asked: 0, held: false, waits: false });
         place.style.height = "100%";
         this.search = el("input", { type: "text", placeholder: w.search, "aria-label": w.search, spellcheck: false, oninput: () => this.show() });
         const orders = Object.keys(ORDERS).map((id) => el("option", { value: id, textContent: w[id] }));
@@ -58,6 +58,7 @@ export class RunsPanel {
         this.grid = new Grid(this.box, { minWidth: 250, height: HEIGHT, make: () => makeCard(on), fill: (card, at, resting) => this.fill(card, at, resting) });
         this.box.addEventListener("keydown", (event) => this.key(event));
         this.search.addEventListener("keydown", (event) => event.key !== "Escape" && event.stopPropagation());
+        this.box.addEventListener("pointerdown", (event) => event.target.closest(".run") && this.hold());
         this.box.addEventListener("focusin", (event) => this.focused(event.target.closest(".run")));
         this.box.addEventListener("focusout", () => (this.grid.pinned = -1));
         this.hears = EVENTS.map((name) => [`lora_loom.${name}`, ({ detail }) => this.hear(name, detail)]);
@@ -91,7 +92,24 @@ export class RunsPanel {
             this.failed = error.message;
         }
         this.read = true;
-        this.show();
+        this.waits = this.held;
+        if (!this.waits) this.show();
+    }
+
+    // Between press and release no card comes to show another run: a click means the run that was pressed.
+    hold() {
+        if (this.held) return;
+        const ends = ["pointerup", "pointercancel"];
+        const release = () => {
+            for (const end of ends) window.removeEventListener(end, release, true);
+            setTimeout(() => {  // after the click
+                this.held = false;
+                if (this.waits && !this.gone) this.show();
+                this.waits = false;
+            });
+        };
+        this.held = true;
+        for (const end of ends) window.addEventListener(end, release, true);
     }
 
     // One run anew, where something has become of it.
