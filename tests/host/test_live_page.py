@@ -122,6 +122,10 @@ def state(comfy) -> dict:
 def test_a_run_is_watched_saved_sampled_and_stopped(comfy, page, playwright) -> None:
     start(page, "watched")
     assert status(page) == "idle" and text(page, ".head b") == "Press Run to train"
+    page.evaluate(SET, ["name", "a/b:c"])
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Not ready: see below'")
+    page.evaluate(SET, ["name", "watched"])
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Press Run to train'")
     assert page.locator(".loom-live .buttons button:visible").count() == 3
     page.evaluate("window.app.queuePrompt(0)")
     running(page, 5)

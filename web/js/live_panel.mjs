@@ -164,8 +164,10 @@ export class Panel {
     render() {
         const w = words(), s = this.state, train = s.phase === "train" || this.over, running = s.status === "running" || s.status === "preparing";
         const way = this.way(), refused = this.refusal !== null && way === this.refusal, status = refused ? "failed" : s.status;
+        const wrong = s.status === "idle" && !refused && Boolean(this.before.wrong);
         Object.assign(this.element.dataset, { status, phase: s.phase ?? "" });
-        this.title.textContent = refused ? w.refused : (s.status === "idle" ? w.idle : this.over ? w[s.status] : s.phase ? w[s.phase] : w.preparing) + (s.run ? ` · ${s.run}` : "");
+        this.element.classList.toggle("wrong", wrong);
+        this.title.textContent = refused ? w.refused : (wrong ? w.wrong : s.status === "idle" ? w.idle : this.over ? w[s.status] : s.phase ? w[s.phase] : w.preparing) + (s.run ? ` · ${s.run}` : "");
         this.title.title = this.title.textContent;
         this.numbers.textContent = s.steps ? w.step(s.step, s.steps) : "";
         const facts = [];

@@ -13,6 +13,7 @@ const STYLE = `
     .loom-live .head b { font-weight: 600; overflow: hidden; text-overflow: ellipsis; }
     .loom-live .head b::before { content: ""; display: inline-block; width: 8px; height: 8px; border-radius: 50%; margin-right: 6px; background: var(--soft); }
     ${Object.entries(STATES).map(([status, color]) => `.loom-live[data-status=${status}] .head b::before { background: ${color}; }`).join("\n    ")}
+    .loom-live.wrong .head b::before { background: var(--wrong); }
     .loom-live .numbers { margin-left: auto; font-variant-numeric: tabular-nums; }
     .loom-live .soft { color: var(--soft); font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; }
     .loom-live .room { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; flex: none; }

@@ -4,7 +4,7 @@ import { size } from "./units.mjs";
 
 const WORDS = {
     en: {
-        idle: "Press Run to train", refused: "Not started", above: (run) => `Above: the last run, ${run}`, preparing: "Preparing", encode: "Encoding pictures and captions", train: "Training",
+        idle: "Press Run to train", refused: "Not started", wrong: "Not ready: see below", above: (run) => `Above: the last run, ${run}`, preparing: "Preparing", encode: "Encoding pictures and captions", train: "Training",
         finished: "Finished", stopped: "Stopped, kept", interrupted: "Interrupted", failed: "Failed", lost: "Broken off", running: "Training",
         step: (n, of) => `step ${n} / ${of}`, epoch: (n) => `epoch ${n}`, left: (t) => `${t} left`,
         took: (t) => `took ${t}`, stop: "Stop and keep", save: "Save now", sample: "Sample now", asked: "…",
@@ -18,7 +18,7 @@ const WORDS = {
         process: "What ComfyUI holds in all; the estimate counts what the training takes",
     },
     zh: {
-        idle: "按“运行”开始训练", refused: "未能开始", above: (run) => `以上是上一次训练：${run}`, preparing: "准备中", encode: "正在编码图片和标注", train: "训练中",
+        idle: "按“运行”开始训练", refused: "未能开始", wrong: "还不能训练：原因见下方", above: (run) => `以上是上一次训练：${run}`, preparing: "准备中", encode: "正在编码图片和标注", train: "训练中",
         finished: "已完成", stopped: "已停止并保存", interrupted: "已中断", failed: "失败", lost: "意外中止", running: "训练中",
         step: (n, of) => `第 ${n} / ${of} 步`, epoch: (n) => `第 ${n} 轮`, left: (t) => `剩余 ${t}`,
         took: (t) => `用时 ${t}`, stop: "停止并保存", save: "立即保存", sample: "立即出图", asked: "…",
