@@ -191,15 +191,16 @@ def check() -> dict:
 
 # ---------------------------------------------------------------- on the canvas
 
-TITLES = {"3": "Your pictures", "13": "A picture with the LoRA", "8": "Prompt", "9": "Negative prompt"}
+TITLES = {"3": "Your pictures \u00b7 你的图片", "13": "A picture with the LoRA \u00b7 用 LoRA 生成的图片", "8": "Prompt \u00b7 提示词",
+          "9": "Negative prompt \u00b7 反向提示词"}
 
 
 def rows(first: list, second: list, note: int, between: tuple = (), after: tuple = ()) -> list:
     """Pictures and training above, before and after and generating below. `between` and `after`: nodes below the pictures, and the prompt."""
-    return [[("1 \u00b7 Pictures and model", [("note", 400, note), *first]), ("", [*second, ("3", 340, 330)]),
-             ("2 \u00b7 Training", [("4", 370, 0), *between]), ("", [("5", 400, 720), ("6", 400, 330)])],
-            [("3 \u00b7 Before and after", [("7", 890, 820)]),
-             ("4 \u00b7 Generate with it", [("8", 330, 150), *after, ("9", 330, 130), ("10", 330, 0), ("12", 330, 0)]),
+    return [[("1 \u00b7 Pictures and model \u00b7 图片和模型", [("note", 400, note), *first]), ("", [*second, ("3", 340, 330)]),
+             ("2 \u00b7 Training \u00b7 训练", [("4", 370, 0), *between]), ("", [("5", 400, 720), ("6", 400, 330)])],
+            [("3 \u00b7 Before and after \u00b7 前后对比", [("7", 890, 820)]),
+             ("4 \u00b7 Generate with it \u00b7 用它生成", [("8", 330, 150), *after, ("9", 330, 130), ("10", 330, 0), ("12", 330, 0)]),
              ("", [("11", 370, 0), ("13", 370, 430)])]]
 
 
@@ -208,40 +209,42 @@ def rows(first: list, second: list, note: int, between: tuple = (), after: tuple
 HEIGHTS = {"LoadDataset": 770, "TrainLoRA": 840, "LoRAConfig": 620, "AugmentDataset": 620}
 WORKFLOWS = {
     "toy_base_train_and_generate": {
-        "graph": toy, "title": {**TITLES, "3": "Its twenty pictures", "16": "Before | after"},
+        "graph": toy, "title": {**TITLES, "3": "Its twenty pictures \u00b7 二十张图片", "16": "Before | after \u00b7 训练前 | 训练后"},
         "rows": [
-            [("1 \u00b7 Pictures", [("note", 400, 480), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
-             ("2 \u00b7 Training", [("4", 370, 0)]), ("", [("5", 370, 720), ("6", 370, 330)])],
-            [("3 \u00b7 Before and after", [("7", 400, 760), ("15", 400, 0)]), ("", [("16", 440, 940)]),
-             ("4 \u00b7 Generate with it", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
+            [("1 \u00b7 Pictures \u00b7 图片", [("note", 400, 480), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
+             ("2 \u00b7 Training \u00b7 训练", [("4", 370, 0)]), ("", [("5", 370, 720), ("6", 370, 330)])],
+            [("3 \u00b7 Before and after \u00b7 前后对比", [("7", 400, 760), ("15", 400, 0)]), ("", [("16", 440, 940)]),
+             ("4 \u00b7 Generate with it \u00b7 用它生成", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
              ("", [("11", 370, 0), ("13", 370, 430)])]]},
     "sd15_train_and_generate": {"graph": sd15, "title": TITLES, "rows": rows([("1", 400, 0)], [("2", 340, 720)], 530), "models": {"1": [SD15]}},
     "character": {"graph": character, "title": TITLES, "rows": rows([("1", 400, 0)], [("2", 340, 640)], 640, [("14", 370, 0)]), "models": {"1": [SD15]}},
-    "style": {"graph": style, "title": {**TITLES, "3": "As they are trained on"}, "rows": rows([("1", 400, 0)], [("2", 340, 640)], 600, [("14", 370, 0)]),
+    "style": {"graph": style, "title": {**TITLES, "3": "As they are trained on \u00b7 训练时的样子"},
+              "rows": rows([("1", 400, 0)], [("2", 340, 640)], 600, [("14", 370, 0)]),
               "models": {"1": [SD15]}},
     "sdxl": {"graph": sdxl, "title": TITLES, "rows": rows([("1", 400, 0)], [("2", 340, 720)], 540), "models": {"1": [SDXL]}},
     "flux_low_vram": {"graph": flux, "title": TITLES, "models": {"1": [FLUX], "15": [CLIP_L, T5], "16": [AE]},
                       "rows": rows([("1", 400, 0), ("15", 400, 0), ("16", 400, 0)], [("2", 340, 720)], 740, after=(("14", 330, 0),))},
     "resume": {
-        "graph": resume, "title": {"3": "Its twenty pictures", "16": "Before | after"},
-        "rows": [[("1 \u00b7 Pictures", [("note", 400, 620), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
-                  ("2 \u00b7 Training: stop it, then resume", [("4", 370, 0)]), ("", [("5", 400, 720), ("6", 400, 330)]),
-                  ("3 \u00b7 Before and after", [("7", 360, 640), ("15", 360, 0)]), ("", [("16", 440, 940)])]]},
+        "graph": resume, "title": {"3": "Its twenty pictures \u00b7 二十张图片", "16": "Before | after \u00b7 训练前 | 训练后"},
+        "rows": [[("1 \u00b7 Pictures \u00b7 图片", [("note", 400, 620), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
+                  ("2 \u00b7 Training: stop it, then resume \u00b7 训练：先停止，再继续", [("4", 370, 0)]), ("", [("5", 400, 720), ("6", 400, 330)]),
+                  ("3 \u00b7 Before and after \u00b7 前后对比", [("7", 360, 640), ("15", 360, 0)]), ("", [("16", 440, 940)])]]},
     "choose_checkpoint": {
-        "graph": choose, "title": {**TITLES, "3": "Its twenty pictures"},
-        "rows": [[("1 \u00b7 Pictures", [("note", 400, 620), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
-                  ("2 \u00b7 Training, saved every 50 steps", [("4", 370, 0)]), ("", [("5", 400, 900)])],
-                 [("3 \u00b7 Click the best one", [("7", 770, 1000)]),
-                  ("4 \u00b7 Generate with it", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
+        "graph": choose, "title": {**TITLES, "3": "Its twenty pictures \u00b7 二十张图片"},
+        "rows": [[("1 \u00b7 Pictures \u00b7 图片", [("note", 400, 620), ("1", 400, 0)]), ("", [("2", 340, 720), ("3", 340, 310)]),
+                  ("2 \u00b7 Training, saved every 50 steps \u00b7 训练，每 50 步保存", [("4", 370, 0)]), ("", [("5", 400, 900)])],
+                 [("3 \u00b7 Click the best one \u00b7 点选最好的一张", [("7", 560, 1100)]),
+                  ("4 \u00b7 Generate with it \u00b7 用它生成", [("8", 330, 130), ("9", 330, 110), ("10", 330, 0), ("12", 330, 0), ("14", 330, 0)]),
                   ("", [("11", 370, 0), ("13", 370, 430)])]]},
     "caption_only": {
-        "graph": caption, "title": {"2": "The pictures", "4": "What was captioned"},
-        "rows": [[("Pictures", [("note", 400, 560)]), ("", [("1", 340, 720), ("2", 340, 430)]),
-                  ("Captions", [("3", 420, 740)]), ("", [("4", 400, 400)])]]},
+        "graph": caption, "title": {"2": "The pictures \u00b7 图片", "4": "What was captioned \u00b7 打标结果"},
+        "rows": [[("Pictures \u00b7 图片", [("note", 400, 560)]), ("", [("1", 340, 720), ("2", 340, 430)]),
+                  ("Captions \u00b7 标注", [("3", 420, 740)]), ("", [("4", 400, 400)])]]},
     "dataset_check": {
-        "graph": check, "title": {"2": "The pictures", "4": "What was left out, and why", "6": "As they would be trained on"},
-        "rows": [[("Pictures", [("note", 400, 600)]), ("", [("1", 340, 720), ("2", 340, 430)]),
-                  ("Filter", [("3", 400, 560), ("4", 400, 560)]), ("Variants", [("5", 360, 0), ("6", 360, 700)])]]},
+        "graph": check, "title": {"2": "The pictures \u00b7 图片", "4": "What was left out, and why \u00b7 略去了什么，为什么",
+                                    "6": "As they would be trained on \u00b7 训练时的样子"},
+        "rows": [[("Pictures \u00b7 图片", [("note", 400, 600)]), ("", [("1", 340, 720), ("2", 340, 430)]),
+                  ("Filter \u00b7 筛选", [("3", 400, 560), ("4", 400, 560)]), ("Variants \u00b7 变体", [("5", 360, 0), ("6", 360, 700)])]]},
 }
 
 

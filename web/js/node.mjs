@@ -1,6 +1,8 @@
 // What our extensions do to a node: what follows its hooks, what goes on for as long as it is in a graph, and its elements.
 import { app } from "../../scripts/app.js";
 
+const TEXT = 110;  // pixels of the graph
+
 // `then` follows what was there; the answer is that of what was there.
 export function after(object, method, then) {
     const before = object[method];
@@ -52,6 +54,8 @@ function intoSight({ target }) {
 
 // An element below the node's widgets, and not in the page's panel of parameters, which would draw it at its own width. It is last and not saved, for the page saves values by their place. `height` is in pixels of the graph, as are all sizes here.
 export function addView(node, name, element, { width = 0, height, fixed = false, ...options }) {
+    // what the node is made higher is the view's: texts above it take no more than they need
+    if (!fixed) for (const { element: text, options: of } of node.widgets ?? []) if (text?.tagName === "TEXTAREA") of.getMaxHeight ??= () => TEXT;
     const room = { getMinHeight: () => height, ...(fixed ? { getMaxHeight: () => height } : {}) };
     const widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, hideInPanel: true, ...room, ...options });
     widget.serialize = false;
