@@ -366,6 +366,7 @@ def test_what_someone_else_wrote_is_not_lost(comfy, page):
     keep(page, comfy, "editor_conflict")
     assert (folder / "0.txt").read_text() == "zero" and (folder / "1.txt").read_text() == "theirs 1"
     assert captions(dialog) == ["mine 0", "mine 1", "theirs 2"] and "Taken over from there: 1; edited in both places: 1." in notice.text_content()
+    assert "1.png on disk: theirs 1" in notice.text_content() and "2.png" not in notice.text_content()
     notice.locator("button", has_text="Take the 1 from disk").click()
     assert captions(dialog) == ["mine 0", "theirs 1", "theirs 2"]
     dialog.locator(".grid").focus()

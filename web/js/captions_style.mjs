@@ -76,7 +76,7 @@ export const STYLE = `
     .tags button { padding: .2em .6em; border-radius: 1em; max-width: 100%; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .9em; }
     .tags button span { color: var(--soft); margin-left: .4em; }
     .notice { display: flex; gap: .75rem; align-items: center; padding: .6rem 1rem; border-top: 1px solid var(--line); background: color-mix(in srgb, var(--warn) 16%, var(--panel)); flex-wrap: wrap; }
-    .notice > span { flex: 1 1 16rem; white-space: pre-line; }
+    .notice > span { flex: 1 1 16rem; white-space: pre-line; max-height: 9em; overflow-y: auto; overflow-wrap: anywhere; }
     .notice.bad { background: color-mix(in srgb, var(--wrong) 18%, var(--panel)); }
     footer { padding: .45rem 1rem; border-top: 1px solid var(--line); display: flex; gap: 1rem; font-size: .85em; color: var(--soft); justify-content: space-between; flex-wrap: wrap; }
     .near { position: absolute; inset: 0; background: color-mix(in srgb, var(--panel) 92%, #0000); display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .75rem; padding: 1rem; z-index: 2; }
