@@ -26,7 +26,7 @@ class AutoCaption(io.ComfyNode):
         return schema(
             "AutoCaption", "Auto Caption",
             search_aliases=["caption", "tagger", "clip interrogator", "tag", "wd14", "florence", "joycaption", "blip",
-                            "打标", "标注", "标签", "提示词", "训练"],
+                            "打标", "反推", "标注", "标签", "提示词", "训练"],
             description="Writes captions for a dataset's pictures, with a model from ComfyUI's models folder. Nothing is downloaded.",
             inputs=[
                 widget(Dataset, "dataset", tooltip="The pictures to caption: Load Dataset's, or what Filter Dataset has left."),

@@ -29,7 +29,7 @@ class ChooseCheckpoint(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "ChooseCheckpoint", "Choose Checkpoint", is_output_node=True,
-            search_aliases=["xy plot", "x/y grid", "compare lora", "best epoch", "lora strength", "检查点", "训练"],
+            search_aliases=["xy plot", "x/y grid", "compare lora", "best epoch", "lora strength", "检查点", "比较", "对比", "XY图", "训练"],
             description="Draws a run's saved steps side by side. Click the best one: it becomes the run's result, and sampling goes on with it. "
                         "Set save_steps in LoRAConfig to have steps to choose from.",
             inputs=[

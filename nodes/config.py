@@ -1,6 +1,8 @@
 """LoRAConfig: what is trained and how, as one LORA_CONFIG."""
 from __future__ import annotations
 
+import re
+
 from ..trainer import presets
 from ..trainer.backbones.families import FAMILIES
 from ..trainer.config import (
@@ -19,6 +21,7 @@ from ..trainer.config import (
     WEIGHTINGS,
     LoomConfig,
 )
+from ..trainer.data.captions import COMMAS
 from . import events, folders
 from .schema import NONE, Config, io, output, schema, widget
 
@@ -37,14 +40,14 @@ _WIDGETS = {
 FIELDS = {name: (part, name) for part, names in _WIDGETS.items() for name in names}
 
 
-_TEXTS = {"target_modules": ("adapter", "\n"), "preservation_words": ("loss", ",")}  # lists, as one text with that between
+_TEXTS = {"target_modules": ("adapter", r"\n", "\n"), "preservation_words": ("loss", COMMAS, ", ")}  # lists, as one text: what parts it, and is put between
 ANY = "any"  # what the combo of families says for none
 
 
 def widgets(config: LoomConfig) -> dict:
     """A configuration as this node's widget values: the page writes them into the node, so that what is shown is what runs."""
     whole = config.to_dict()
-    texts = as_widgets({name: whole[part][name] for name, (part, _) in _TEXTS.items()})
+    texts = as_widgets({name: whole[part][name] for name, (part, *_) in _TEXTS.items()})
     return {name: whole[part][field] for name, (part, field) in FIELDS.items()} | texts | {"init_lora": config.adapter.init_lora or NONE}
 
 
@@ -56,14 +59,14 @@ def tree(values: dict) -> presets.Values:
             part, field = FIELDS[name]
             found.setdefault(part, {})[field] = value
         elif name in _TEXTS and value is not None:
-            part, mark = _TEXTS[name]
-            found.setdefault(part, {})[name] = [word.strip() for word in str(value).split(mark) if word.strip()]
+            part, parting, _ = _TEXTS[name]
+            found.setdefault(part, {})[name] = [word.strip() for word in re.split(parting, str(value)) if word.strip()]
     return found
 
 
 def as_widgets(fix: dict) -> dict:
     """LoomError.fix as widget values."""
-    return {name: ("\n" if _TEXTS[name][1] == "\n" else ", ").join(value) if name in _TEXTS else value for name, value in fix.items()}
+    return {name: _TEXTS[name][2].join(value) if name in _TEXTS else value for name, value in fix.items()}
 
 
 class LoRAConfig(io.ComfyNode):
@@ -76,7 +79,8 @@ class LoRAConfig(io.ComfyNode):
             return widget(kind, name, default=default[name], tooltip=tooltip, optional=True, **values)
 
         return schema(
-            "LoRAConfig", "LoRA Config", search_aliases=["lora settings", "rank", "network dim", "trainer", "训练设置", "预设", "学习率"],
+            "LoRAConfig", "LoRA Config", search_aliases=["lora settings", "rank", "network dim", "trainer", "训练设置", "预设", "学习率",
+                                                        "微调", "画风", "网络"],
             description="What is trained and how. Choosing a preset fills the widgets below it; every widget can then be changed.",
             inputs=[
                 widget(io.Combo, "preset", options=presets.names(), default=presets.FIRST,

@@ -1,13 +1,15 @@
 """LoadDataset: a folder of pictures and captions becomes a TRAIN_DATASET."""
 from __future__ import annotations
 
+import re
+
 import torch
 from server import PromptServer
 
 from ..trainer.data import folder as reading
 from ..trainer.data.augment import View
 from ..trainer.data.buckets import to_tensor
-from ..trainer.data.captions import SOURCES
+from ..trainer.data.captions import COMMAS, SOURCES
 from ..trainer.data.masks import MASKS
 from ..trainer.data.pictures import open_picture
 from ..trainer.errors import LoomError
@@ -107,7 +109,7 @@ class LoadDataset(io.ComfyNode):
 def resolutions(text: str) -> tuple[int, ...]:
     """Numbers with commas. LoomError for anything else."""
     try:
-        return tuple(int(part) for part in str(text or "").replace("\uff0c", ",").split(",") if part.strip())
+        return tuple(int(part) for part in re.split(COMMAS, str(text or "")) if part.strip())
     except ValueError:
         raise LoomError(f"more_resolutions {text!r} is no list of numbers: LoadDataset.more_resolutions takes resolutions with commas, "
                         "such as 768, 1024") from None

@@ -17,7 +17,7 @@ class FilterDataset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "FilterDataset", "Filter Dataset", has_intermediate_output=True,
-            search_aliases=["dataset quality", "duplicates", "aesthetic", "clip score", "clean dataset", "筛选", "训练"],
+            search_aliases=["dataset quality", "duplicates", "aesthetic", "clip score", "clean dataset", "筛选", "去重", "清洗", "重复图片", "美学", "训练"],
             description="Leaves pictures out of a dataset: copies, blurred or badly exposed ones, those that do not fit a text, or please too little. "
                         "They are listed in the report and stay in their folder.",
             inputs=[

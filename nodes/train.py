@@ -38,7 +38,8 @@ class TrainLoRA(io.ComfyNode):
         train, optim, samples = TrainConfig(), LoomConfig().optim, SampleConfig()
         return schema(
             "TrainLoRA", "Train LoRA", is_output_node=True,
-            search_aliases=["lora trainer", "finetune", "dreambooth", "kohya", "training", "训练", "炼丹", "学习率"],
+            search_aliases=["lora trainer", "finetune", "dreambooth", "kohya", "training", "训练", "炼丹", "学习率", "微调", "模型训练",
+                             "lora训练", "继续训练", "断点续训"],
             description="Trains a LoRA on the connected model without copying it. Interrupt at any time: what was learned is saved.",
             inputs=[
                 widget(io.Model, "model", tooltip="The base to train on; it is not changed. LoRAs that are applied to it stay in force."),

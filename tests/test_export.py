@@ -30,7 +30,7 @@ CAPTION = "a red circle on a blue background"
 
 @pytest.fixture
 def dataset(circles: Callable[..., Path]) -> Dataset:
-    return read_dataset(circles("a {} square, tag", ("red", "blue")), resolution=64, min_size=32, trigger_word="zxc")
+    return read_dataset(circles("a {} square，tag", ("red", "blue")), resolution=64, min_size=32, trigger_word="zxc")
 
 
 def run(dataset: Dataset, config: LoomConfig, folder: Path, **hooks: object) -> Result:

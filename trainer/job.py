@@ -169,7 +169,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     facts = _facts(dataset, model, config)
     with ExitStack() as stack:
         if resume:
-            run = Path(runs_folder) / check_name(resume, "TrainLoRA.resume")
+            run = Path(runs_folder) / check_name(resume, "TrainLoRA.resume", 240)
             if run.is_dir():  # before its state is read: another process may be about to write one
                 stack.callback(Hold(run).release)
             written = _resumed(run, config, facts, steps)

@@ -61,7 +61,7 @@ def test_a_second_run_encodes_only_what_changed(comfy) -> None:
 
 def test_variants_are_shown_and_trained_on(comfy) -> None:
     pictures(comfy, "varied")
-    outcome = comfy.run(graph("varied", "varied", {"rotation": 10.0, "hue": 90.0}, more_resolutions="96, 128"))
+    outcome = comfy.run(graph("varied", "varied", {"rotation": 10.0, "hue": 90.0}, more_resolutions="96、128"))
     assert outcome.ending == "execution_success", outcome.error
     assert len(outcome.history["outputs"]["3"]["images"]) == 3 * 3 and any("3 variants of each picture, rotation 10, hue 90" in text for text in outcome.texts)
     assert sum(encoded(comfy)) >= 3 * 3 * 3  # pictures, variants, resolutions; the plain ones may be known from the test before

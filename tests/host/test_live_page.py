@@ -528,6 +528,19 @@ def test_a_renamed_run_is_found_again(comfy, page) -> None:
     assert status(page) == "idle", text(page, ".head b")
 
 
+def test_the_newest_run_is_shown_by_a_page_that_kept_the_one_before(comfy, page) -> None:
+    start(page, "again", steps=3)
+    queue(page, comfy)
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · again'")
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    page.evaluate(SET, ["steps", 4])
+    queue(page, comfy)
+    until(page, "() => document.querySelector('.loom-live .head b').textContent === 'Finished · again_2'")
+    page.evaluate("(graph) => window.app.loadGraphData(graph)", saved)
+    until(page, "() => document.querySelector('.loom-live .head b')?.textContent === 'Finished · again_2'")
+    assert page.evaluate("() => window.app.graph._nodes.find((node) => node.comfyClass === 'TrainLoRA').properties.lora_loom_run") == "again_2"
+
+
 def test_what_comfyui_refuses_is_said_in_the_node(comfy, page) -> None:
     start(page, "refused", steps=3)
     page.evaluate("""() => {

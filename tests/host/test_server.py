@@ -180,7 +180,7 @@ def test_presets_for_the_page(comfy):
 
 
 def test_ones_own_presets_over_http(comfy):
-    kept = comfy.post("/lora_loom/presets", {"name": "我的 预设", "values": {"rank": 24, "alpha": 24, "target_modules": "to_q$\nto_k$ rank=4", "preservation_words": "dog, cat",
+    kept = comfy.post("/lora_loom/presets", {"name": "我的 预设", "values": {"rank": 24, "alpha": 24, "target_modules": "to_q$\nto_k$ rank=4", "preservation_words": "dog，cat",
                                                                         "init_lora": "secret.safetensors", "nonsense": 3}})
     assert kept == {"name": "我的 预设"}
     path = comfy.base / "user" / "lora_loom" / "presets" / "我的_预设.yaml"

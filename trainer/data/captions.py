@@ -20,6 +20,7 @@ SIDECARS = (".txt", ".caption")
 NAME_COLUMNS = ("filename", "file_name")
 CAPTION_COLUMNS = ("prompt", "text", "caption")
 MOST_REPEATS = 1000
+COMMAS = "[,\uff0c\u3001]"  # what parts tags and words, Chinese commas too
 _GB2312 = re.compile(rb"(?:[\x00-\x7f]|[\xa1-\xa3\xb0-\xf7][\xa1-\xfe])*")
 KOHYA = re.compile(r"(\d+)_(.*\S.*)", re.DOTALL)  # kohya-ss/sd-scripts names folders <repeats>_<class words>
 

@@ -6,6 +6,7 @@ import random
 import re
 
 from ..config import DataConfig
+from .captions import COMMAS
 from .dataset import word_pattern
 
 
@@ -15,7 +16,7 @@ def wordings(caption: str, trigger_word: str, config: DataConfig, seed: int) -> 
 
     The first `keep_tokens` tags and those with the trigger word stay, and stay in front. Tags are what commas part, Chinese ones too.
     """
-    tags = [tag for tag in (part.strip() for part in re.split(r"[,\uff0c\u3001]", caption)) if tag]
+    tags = [tag for tag in (part.strip() for part in re.split(COMMAS, caption)) if tag]
     if len(tags) < 2 or not (config.shuffle_tags or config.tag_dropout):
         return [caption]
     trigger = word_pattern(trigger_word) if trigger_word else None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from ..adapters import Adapter
 from ..backbones.protocol import TrainableModel
 from ..config import LoomConfig
+from ..data.captions import COMMAS
 from ..data.dataset import Dataset
 from .parts import DOWN, SCALE, UP, divided, turned
 
@@ -120,7 +122,7 @@ def _shared(config: LoomConfig) -> dict:
 def _tags(dataset: Dataset) -> dict[str, int]:
     counts: dict[str, int] = {}
     for picture in dataset.pictures:
-        for tag in filter(None, (t.strip() for t in dataset.caption(picture).split(","))):
+        for tag in filter(None, (t.strip() for t in re.split(COMMAS, dataset.caption(picture)))):
             counts[tag] = counts.get(tag, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:1000])
 

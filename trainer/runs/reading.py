@@ -1,6 +1,7 @@
 """Runs as they lie on disk, for whoever lists and compares them: nothing is asked of the process that made them."""
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -107,8 +108,9 @@ def names(runs_folder: Path) -> list[str]:
     """Every run, the newest first; what else lies in the folder is none."""
     found = []
     for path in runs_folder.iterdir() if runs_folder.is_dir() else ():
-        if not path.name.startswith(".") and (path / "config.yaml").is_file():
-            found.append((path.stat().st_mtime, path.name))
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if not path.name.startswith(".") and (path / "config.yaml").is_file():
+                found.append((path.stat().st_mtime, path.name))
     return [name for _, name in sorted(found, reverse=True)]
 
 
@@ -170,8 +172,13 @@ def config_text(run: Path) -> str:
 
 
 def size(folder: Path) -> int:
-    """Bytes on disk."""
-    return sum(os.path.getsize(os.path.join(here, name)) for here, _, files in os.walk(folder) for name in files if os.path.isfile(os.path.join(here, name)))
+    """Bytes on disk; what is removed meanwhile counts nothing."""
+    total = 0
+    for here, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(here, name))
+    return total
 
 
 def _finite(value: float) -> float | None:

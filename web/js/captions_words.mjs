@@ -4,7 +4,7 @@ import { chinese } from "./settings.mjs";
 const WORDS = {
     en: {
         upload: "Upload pictures…", drop: "or drop pictures, a folder or a zip here", dropNow: "Drop to upload", edit: "Edit captions…", cancel: "Cancel", close: "Close",
-        newFolder: "New folder in ComfyUI's input folder", folderName: "Name", mended: "Not every system allows that name: this one is.", files: (n, size) => `${n} ${n === 1 ? "file" : "files"}, ${size}`, start: "Upload",
+        newFolder: "New folder in ComfyUI's input folder", folderName: "Name", mended: "Not every system allows that name; this one is allowed everywhere.", files: (n, size) => `${n} ${n === 1 ? "file" : "files"}, ${size}`, start: "Upload",
         sending: (percent) => `Uploading ${percent} %`, checking: "Checking the pictures…", cancelled: "Upload cancelled: nothing was kept.",
         done: (n, folder) => `${n} ${n === 1 ? "file is" : "files are"} in input/${folder}`, refused: (n) => `${n} left out`, refusedTitle: "What was left out, and why", notesTitle: "Uploaded, with a note",
         nothing: "Nothing was uploaded", lost: "The connection was lost: nothing was kept.", chooseFolder: "Choose a folder first.",

@@ -31,12 +31,11 @@ async function attach(panel) {
     if (found && refused(found)) return panel.refuse(found, kept);
     if (found && !found.ended) return panel.take(found);
     const named = found?.run && found.name === widgetOf(node, "name")?.value;  // an example that is opened anew has the same id
-    if (kept ? found?.run === kept : named) return panel.take(found);
-    if (!kept || (await panel.load(kept, true))) return;
-    delete node.properties[KEPT];  // renamed, in the trash, or on another machine
-    if (!named) return;
-    node.properties[KEPT] = found.run;
-    return panel.take(found);
+    if (named || (kept && found?.run === kept)) {  // a page that was closed meanwhile has kept the run before
+        if (kept) node.properties[KEPT] = found.run;
+        return panel.take(found);
+    }
+    if (kept && !(await panel.load(kept, true))) delete node.properties[KEPT];  // in the trash, or on another machine
 }
 
 for (const name of EVENTS) {

@@ -35,9 +35,10 @@ function meant(kind) {
 
 // What was filled in is selected, and the canvas moves to it where it does not show it.
 function show(node) {
+    if (node.graph !== app.canvas.graph) return;  // within a subgraph: keys would reach what nobody sees
     app.canvas.selectNodes?.([node]);
     const [left, top, width, height] = app.canvas.visible_area ?? [-Infinity, -Infinity, Infinity, Infinity], [x, y] = node.pos;
-    if (node.graph === app.canvas.graph && (x < left || y < top || x > left + width - 40 || y > top + height - 40)) app.canvas.centerOnNode?.(node);
+    if (x < left || y < top || x > left + width - 40 || y > top + height - 40) app.canvas.centerOnNode?.(node);
     app.canvas.setDirty(true, true);
 }
 

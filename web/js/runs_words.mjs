@@ -28,7 +28,7 @@ const WORDS = {
     },
     zh: {
         tab: "LoRA 训练", tip: "LoRA Loom 的所有训练：查看、对比、使用", search: "搜索训练", refresh: "重新读取训练文件夹", sort: "排序", byTime: "最新", byName: "名称", bySize: "大小",
-        none: "还没有训练。“训练 LoRA”节点每次训练都会在这里留下一项。", noMatch: "没有符合搜索的训练。", noCurve: "没有曲线", failedToRead: (why) => `无法读取训练：${why}`,
+        none: "还没有训练。“训练 LoRA”节点每次训练都会在这里留下一项。", noMatch: "没有符合条件的训练。", noCurve: "没有曲线", failedToRead: (why) => `无法读取训练：${why}`,
         select: (name) => `选择 ${name} 进行对比`, compare: (count) => `对比（${count}）`, compareTip: "选择两项或更多训练并排对比", clear: "取消选择",
         open: (name) => `${name}：曲线、样图和设置`, newest: (step) => `最新 ${step}`, best: (step) => `最佳 ${step}`, loss: (value) => `损失 ${value}`,
         steps: (step, of) => (of && step !== of ? `第 ${step} / ${of} 步` : `${step} 步`), left: (time) => `剩余 ${time}`,
