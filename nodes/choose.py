@@ -16,7 +16,7 @@ from ..trainer.config import LoomConfig
 from ..trainer.errors import LoomError
 from ..trainer.runs import grid, reading, saved
 from . import choose_routes, events, folders, graph, preview, runs_routes
-from .schema import io, output, schema, widget
+from .schema import Open, io, output, schema, widget
 
 UI = "lora_loom_grid"  # what the page looks for in the node's outputs
 NEWEST = "newest"
@@ -35,7 +35,7 @@ class ChooseCheckpoint(io.ComfyNode):
             inputs=[
                 widget(io.Model, "model", tooltip="The base model, as TrainLoRA has it."),
                 widget(io.Clip, "clip", tooltip="Its CLIP, as TrainLoRA has it."), widget(io.Vae, "vae", tooltip="Its VAE, which makes the pictures."),
-                widget(io.Combo, "run", options=[NEWEST, *folders.all_run_names()], default=NEWEST,
+                widget(io.Combo, "run", options=Open([NEWEST, *folders.all_run_names()]), default=NEWEST,
                        tooltip="Which training to choose from, newest first. Not used where path is connected."),
                 widget(io.Combo, "compare", options=list(COMPARE), default=COMPARE[0],
                        tooltip="What each step is drawn with. strengths: the first prompt at each strength. prompts: each prompt at the last strength."),
@@ -112,7 +112,7 @@ def _run(run: str | None, path: str | None) -> Path:
     runs, loras = folders.runs(), folders.loras()
     if path is not None:
         return saved.run_of(runs, path)
-    return saved.newest(runs, loras) if run in (None, NEWEST) else runs_routes.find(run)
+    return saved.newest(runs, loras) if run in (None, NEWEST) else folders.run(run)
 
 
 def _usual(run: Path) -> list[str]:

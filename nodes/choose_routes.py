@@ -14,9 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from ..trainer.runs import grid
-from . import events
+from . import events, folders
 from .answers import PICTURE, guarded, read
-from .runs_routes import find
 
 _KEPT = 16  # drawings that the server remembers
 _states: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()  # by workflow and node, the oldest first
@@ -63,6 +62,21 @@ class Drawing:
         return state
 
 
+def drawing() -> set[str]:
+    """Names of the runs whose steps are being drawn."""
+    with _turn:
+        return {state["run"] for state in _states.values() if state["status"] == "drawing"}
+
+
+def renamed(run: str, to: str) -> None:
+    """A run has another name: what was drawn of it bears that."""
+    with _turn:
+        for place, state in _states.items():
+            if state["run"] == run:
+                handed = {"handed": {**state["handed"], "run": to}} if state.get("handed") else {}
+                _states[place] = {**state, "run": to, **handed}
+
+
 def all_grids(_query: Mapping[str, str]) -> dict[str, Any]:
     """{grids: [state]}, the newest first: what each ChooseCheckpoint of this server drew last."""
     with _turn:
@@ -71,13 +85,13 @@ def all_grids(_query: Mapping[str, str]) -> dict[str, Any]:
 
 def one_grid(query: Mapping[str, str]) -> dict[str, Any]:
     """?name=run &id= -> the layout {id, run, compare, rows, columns, keys, drawn, width, height}; the newest without an id."""
-    return grid.read(find(query.get("name")), query.get("id", ""))
+    return grid.read(folders.run(query.get("name")), query.get("id", ""))
 
 
 async def cell(request: web.Request) -> web.Response:
     """?name=run &key= -> the picture as JPEG. The key stands for all it was drawn from, so it is forever the same."""
     query = request.rel_url.query
-    data = await asyncio.to_thread(lambda: grid.picture(find(query.get("name")), query.get("key")))
+    data = await asyncio.to_thread(lambda: grid.picture(folders.run(query.get("name")), query.get("key")))
     return web.Response(body=data, content_type="image/jpeg", headers={**PICTURE, "Cache-Control": "private, max-age=31536000, immutable"})
 
 

@@ -7,12 +7,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
 from ..trainer import presets
 from ..trainer.data.cache import FOLDER
 from ..trainer.errors import LoomError
+from ..trainer.names import check_name
 from ..trainer.runs import checkpoint, reading
 from .schema import NONE
 
@@ -85,6 +87,21 @@ def runs() -> Path:
 
 def cache() -> Path:
     return runs() / FOLDER
+
+
+def run(name: Any) -> Path:
+    """The folder of the run of that name. LoomError for anything else."""
+    gone = LoomError(f"run {str(name)[:80]!r} is not there, or has another name by now: choose one of those in the list of runs (GET /lora_loom/runs)")
+    if not isinstance(name, str) or name.startswith("."):
+        raise gone
+    try:
+        check_name(name, "run", 240)
+    except LoomError:
+        raise gone from None
+    path = runs() / name
+    if not (path / "config.yaml").is_file() or os.path.realpath(path) != os.path.join(os.path.realpath(runs()), name):
+        raise gone
+    return path
 
 
 def run_names() -> list[str]:

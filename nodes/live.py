@@ -48,7 +48,7 @@ class Training:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         gc.unfreeze()
         facts: dict[str, Any] = {}
-        if self.state["run"] and not (folders.runs() / self.state["run"]).is_dir():  # it has come to nothing
+        if self.state["run"] and "lora" not in self.state and not (folders.runs() / self.state["run"]).is_dir():  # it has come to nothing
             self._change(run="", step=0)
         if error is not None:
             facts = {"status": "interrupted"} if events.is_stop(error) else {

@@ -25,7 +25,7 @@ from ..trainer.errors import LoomError
 from ..trainer.files import write_whole
 from ..trainer.names import check_name
 from ..trainer.runs import held, reading, record, saved, store
-from . import folders, live
+from . import choose_routes, folders, live
 from .answers import PICTURE, guarded, number, read, write
 from .config import as_widgets
 
@@ -36,24 +36,6 @@ _keeping = threading.Lock()
 
 def _failed(what: str, error: OSError) -> LoomError:
     return LoomError(f"{what} ({error.strerror or error}): close what has its files open, and see that the disk has room and ComfyUI may write to it")
-
-
-def _gone(name: Any) -> LoomError:
-    return LoomError(f"run {str(name)[:80]!r} is not there, or has another name by now: give one that GET /lora_loom/runs lists")
-
-
-def find(name: Any) -> Path:
-    """The folder of the run of that name. LoomError for anything else."""
-    if not isinstance(name, str) or name.startswith("."):
-        raise _gone(name)
-    try:
-        check_name(name, "run", 240)
-    except LoomError:
-        raise _gone(name) from None
-    path = folders.runs() / name
-    if not (path / "config.yaml").is_file() or os.path.realpath(path) != os.path.join(os.path.realpath(folders.runs()), name):
-        raise _gone(name)
-    return path
 
 
 def all_runs(_query: Mapping[str, str]) -> dict[str, Any]:
@@ -70,12 +52,13 @@ def all_runs(_query: Mapping[str, str]) -> dict[str, Any]:
 
 def one_run(query: Mapping[str, str]) -> dict[str, Any]:
     """?name= -> its summary with settings, samples, prompts and checkpoints."""
-    run = find(query.get("name"))
+    run = folders.run(query.get("name"))
     text = reading.config_text(run)
     try:
         told = {**_told(run, live.running()), "samples": reading.samples(run), "prompts": reading.prompts(run), "checkpoints": reading.checkpoints(run)}
-    except FileNotFoundError:  # removed meanwhile
-        raise _gone(run.name) from None
+    except FileNotFoundError:
+        folders.run(run.name)  # says that it was removed meanwhile
+        raise
     try:
         settings = LoomConfig.from_yaml(text).to_dict()
     except LoomError:  # of another version: shown as it is
@@ -85,7 +68,7 @@ def one_run(query: Mapping[str, str]) -> dict[str, Any]:
 
 def curve(query: Mapping[str, str]) -> dict[str, Any]:
     """?name= &points=800 &after=0 -> reading.curve"""
-    return reading.curve(find(query.get("name")), number(query, "points", 800, 2, reading.MOST_POINTS), number(query, "after", 0, 0, 10**9))
+    return reading.curve(folders.run(query.get("name")), number(query, "points", 800, 2, reading.MOST_POINTS), number(query, "after", 0, 0, 10**9))
 
 
 def _told(run: Path, now: set[str]) -> dict[str, Any]:
@@ -96,8 +79,11 @@ def _told(run: Path, now: set[str]) -> dict[str, Any]:
         found["elsewhere"] = held.is_held(run)  # by the command line, or by another server
         found["status"] = "running" if found["elsewhere"] else "lost"
     found["lora"], found["lora_bytes"] = _lora(found.get("lora"))
-    if isinstance(found.get("fix"), dict):
-        found["fix"] = as_widgets(found["fix"])
+    if found.get("fix"):
+        try:
+            found["fix"] = as_widgets(found["fix"])
+        except TypeError:  # of another hand
+            found["fix"] = {}
     found.pop("host", None)
     return found
 
@@ -122,7 +108,7 @@ async def sample(request: web.Request) -> web.Response:
 
 
 def _picture(name: Any, file: Any, side: int) -> bytes:
-    run = find(name)
+    run = folders.run(name)
     if file not in {found["file"] for found in reading.samples(run)}:
         raise LoomError(f"sample {str(file)[:80]!r} is not in run {run.name!r}: give a file that GET /lora_loom/run lists")
     path = run / "samples" / file
@@ -153,26 +139,32 @@ def control(given: dict[str, Any]) -> dict[str, Any]:
 
 def rename(given: dict[str, Any]) -> dict[str, Any]:
     """{run, to} -> {name}. The LoRA file keeps its name, for workflows refer to it."""
-    run, to = _idle(given.get("run")), check_name(given.get("to"), "a run's name")
-    if os.path.lexists(run.parent / to):
-        raise LoomError(f"name {to!r} is taken: choose another name for the run")
+    run, to = folders.run(given.get("run")), check_name(given.get("to"), "a run's name")
     try:
-        run.rename(run.parent / to)
+        with _claimed(run) as hold:
+            _undrawn(run)
+            if os.path.lexists(run.parent / to):
+                raise LoomError(f"name {to!r} is taken: choose another name for the run")
+            hold.moved(run.parent / to)
     except OSError as error:
         raise _failed(f"run {run.name!r} cannot be renamed", error) from error
     live.renamed(run.name, to)
+    choose_routes.renamed(run.name, to)
     return {"name": to}
 
 
 def trash(given: dict[str, Any]) -> dict[str, Any]:
     """{run} -> {name, trashed}: moved to the trash in the runs' folder, from which `restore` brings it back. The LoRA file stays."""
-    run = _idle(given.get("run"))
+    run, place = folders.run(given.get("run")), None
     bin_ = run.parent / TRASH
     try:
-        bin_.mkdir(exist_ok=True)
-        place = store.new_run(bin_, run.name)
-        os.rename(run, place)  # onto the empty folder
+        with _claimed(run) as hold:
+            _undrawn(run)
+            bin_.mkdir(exist_ok=True)
+            place = store.new_run(bin_, run.name)
+            hold.moved(place)  # onto the empty folder
     except OSError as error:
+        _unused(place)
         raise _failed(f"run {run.name!r} cannot be moved to the trash", error) from error
     return {"name": run.name, "trashed": place.name}
 
@@ -190,11 +182,16 @@ def restore(given: dict[str, Any]) -> dict[str, Any]:
         place = store.new_run(folders.runs(), name)
         os.rename(bin_ / name, place)
     except OSError as error:
-        if place is not None:
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        _unused(place)
         raise _failed(wrong, error) from error
     return {"name": place.name}
+
+
+def _unused(place: Path | None) -> None:
+    """What was to take a run in goes, as long as it is empty."""
+    if place is not None:
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
 def empty_trash(_given: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +207,7 @@ def empty_trash(_given: dict[str, Any]) -> dict[str, Any]:
 
 def keep_checkpoint(given: dict[str, Any]) -> dict[str, Any]:
     """{run, file} -> {lora}: see `keep`."""
-    return {"lora": keep(find(given.get("run")), given.get("file")).name}
+    return {"lora": keep(folders.run(given.get("run")), given.get("file")).name}
 
 
 def keep(run: Path, file: Any) -> Path:
@@ -246,26 +243,21 @@ def _copied(source: Path, folder: Path) -> Path:
     return store.write_new(folder, source.stem, source.suffix, data)
 
 
-def _idle(name: Any) -> Path:
-    run = find(name)
-    _rests(run)
-    return run
-
-
-def _rests(run: Path) -> None:
+@contextlib.contextmanager
+def _claimed(run: Path) -> Iterator[held.Hold]:
+    """Nobody trains the run inside."""
     if run.name in live.running() or held.is_held(run):
         raise LoomError(f"run {run.name!r} is training: wait for its end, or stop it")
-
-
-@contextlib.contextmanager
-def _claimed(run: Path) -> Iterator[None]:
-    """Nobody trains the run inside."""
-    _rests(run)
     hold = held.Hold(run)
     try:
-        yield
+        yield hold
     finally:
         hold.release()
+
+
+def _undrawn(run: Path) -> None:
+    if run.name in choose_routes.drawing():
+        raise LoomError(f"run {run.name!r} is being drawn by ChooseCheckpoint: wait for its end, or stop it")
 
 
 def register(routes: web.RouteTableDef) -> None:

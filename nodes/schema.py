@@ -13,7 +13,15 @@ Config = io.Custom("LORA_CONFIG")
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 
-__all__ = ["CATEGORY", "ComfyExtension", "Config", "NONE", "Dataset", "LoraModel", "LossMap", "io", "output", "schema", "ui", "widget"]
+__all__ = ["CATEGORY", "ComfyExtension", "Config", "NONE", "Dataset", "LoraModel", "LossMap", "Open", "io", "output", "schema", "ui", "widget"]
+
+
+class Open(list):
+    """What a combo of runs offers. Any name passes ComfyUI's check of the list: a run that is no longer there may still be in ComfyUI's cache, and where
+    it is not the node says what is wrong, with the way out."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) or super().__contains__(name)
 
 
 def _known(callable_: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from ..trainer import job
 from ..trainer.config import LoomConfig, SampleConfig, TrainConfig
 from ..trainer.names import check_name
 from . import events, folders, graph, live, quality
-from .schema import NONE, Config, Dataset, LoraModel, LossMap, io, output, schema, widget
+from .schema import NONE, Config, Dataset, LoraModel, LossMap, Open, io, output, schema, widget
 
 UI = "lora_loom_run"  # what the page looks for in the node's outputs
 _LOADERS = ("ckpt_name", "unet_name", "model_name", "base")
@@ -15,14 +15,6 @@ _WIDGETS = {  # by part of LoomConfig
     "train": ("steps", "epochs", "batch_size", "seed"), "optim": ("learning_rate",), "output": ("name",),
     "samples": ("sample_steps", "sample_prompts", "sample_negative", "sample_seed", "sample_cfg"),
 }
-
-
-class _Runs(list):
-    """What the combo offers. Any name passes ComfyUI's check of the list: a run that is over by now may still be in ComfyUI's cache, and where it is not
-    the trainer says what is wrong, with the way out."""
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) or super().__contains__(name)
 
 
 def widgets(config: LoomConfig, given: dict[str, dict]) -> dict:
@@ -58,7 +50,7 @@ class TrainLoRA(io.ComfyNode):
                        tooltip="The same seed, data and settings give the same LoRA."),
                 widget(io.String, "name", default=LoomConfig().output.name,
                        tooltip="File name of the LoRA in output/loras. Another run's is never overwritten: the new file gets a number."),
-                widget(io.Combo, "resume", options=_Runs([NONE, *folders.run_names()]), default=NONE, optional=True, advanced=True,
+                widget(io.Combo, "resume", options=Open([NONE, *folders.run_names()]), default=NONE, optional=True, advanced=True,
                        tooltip="A run that was stopped or that crashed goes on where its last save left it, with the settings that it began with."),
                 widget(io.Int, "sample_steps", default=samples.sample_steps, min=0, max=1_000_000, optional=True,
                        tooltip="Draw sample pictures every so many steps, to see how it learns; they cost time. 0: none."),

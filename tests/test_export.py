@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors
@@ -18,7 +21,7 @@ from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, train
-from lora_loom.trainer.runs import export, store
+from lora_loom.trainer.runs import checkpoint, export, saver, store
 from safetensors.torch import load_file
 
 CONFIG = LoomConfig().replace(
@@ -191,6 +194,28 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(dataset: Dataset, tmp
     events: list[str] = []
     result = run(dataset, CONFIG.replace(output={"save_steps": 1}), tmp_path, event=lambda name, data: events.append(name))
     assert result.steps == 4 and load_file(result.path) and events == ["started", "memory", *["checkpoint failed"] * 3, "estimate", "saved"]
+
+
+def test_a_state_that_cannot_be_written_costs_no_checkpoint(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full_disk)
+    events: list[str] = []
+    result = run(dataset, CONFIG.replace(output={"save_steps": 1}), tmp_path, event=lambda name, data: events.append(name),
+                 should_stop=lambda: len([name for name in events if name == "checkpoint"]) == 2)
+    assert events.count("state failed") == 3 and events.count("checkpoint") == 2 and "checkpoint failed" not in events
+    assert len(list((result.run_folder / "checkpoints").glob("*_step*.safetensors"))) == 2
+    assert "The state to resume from could not be saved: No space left on device" in result.report and "checkpoint could" not in result.report
+
+
+@linux
+def test_a_disk_that_is_full_is_not_tried_at_every_step(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full("/checkpoints/", monkeypatch)
+    clock, events = itertools.count(time.monotonic(), 25), []
+    monkeypatch.setattr(saver, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    run(dataset, CONFIG.replace(output={"save_minutes": 1}, train={"steps": 12}), tmp_path, event=lambda name, data: events.append(name))
+    assert 1 <= events.count("checkpoint failed") <= 5
 
 
 @linux

@@ -211,6 +211,42 @@ def test_what_is_no_run_and_what_is_damaged(tmp_path: Path) -> None:
     assert [(c["kind"], c["step"]) for c in reading.checkpoints(tmp_path / "a")] == [("saved", 3), ("step", 10), ("best", None), ("latest", None)]
 
 
+_ODD = ("text", 3, 1.5, -1, True, [], {}, [1], [[1]], [[1, "x"]], [[1, None]], {"a": {}}, None, 10**400, 1e30)
+
+
+def _strict(found: object) -> object:
+    return json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_a_record_of_another_hand_takes_no_list_away(tmp_path: Path) -> None:
+    lines(tmp_path / "a", 2)
+    written = tmp_path / "a" / "run.json"
+    for name in (*record._FIELDS, "unknown"):
+        for value in _ODD:
+            written.write_text(json.dumps({name: value}))
+            found = _strict(reading.summary(tmp_path / "a"))
+            assert found["name"] == "a" and isinstance(found["step"], int) and isinstance(found["curve"], list)
+            assert isinstance(record.Record(tmp_path / "a").facts["seconds"], float)
+        for text in ("NaN", "-Infinity", "1e999"):
+            written.write_text(f'{{"{name}": {text}, "fix": {{"rank": {text}}}, "curve": [[1, {text}]]}}')
+            _strict(reading.summary(tmp_path / "a"))
+
+
+def test_metrics_of_another_hand_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    folder = lines(tmp_path / "a", 2)
+    with open(folder / "metrics.jsonl", "a") as file:
+        for value in ("1e30", "1e999", "NaN", '"3"', "null", "[]", "true", "1" * 400, "[" * 3000):
+            for name in ("step", *reading.CURVES, "validation_loss"):
+                file.write(json.dumps({"step": 3, "loss": 0.5}).replace("}", f', "{name}": {value}}}\n'))
+        file.write('{"step": 4, "loss": 1e308}\n{"step": 4, "loss": 1e308}\n{"step": 4, "loss": Infinity}\n{"step": 4, "loss": -Infinity}\n')
+        file.write('{"step": 5, "loss": 0.25, "validation_loss": 0.0}\n')
+    for points in (1, 2, 5, 1000):
+        found = _strict(reading.curve(folder, points))
+        assert len(found["step"]) <= points and found["step"][-1] == 5
+    assert found["validation"][-1] == [5, 0.0] and found["loss"][-1] == 0.25
+    assert _strict(reading.summary(folder))["best_step"] == 5
+
+
 def test_a_loss_that_explodes_names_a_rate_to_set(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop._Steps, "bad", lambda self, total, norm: True)
     with pytest.raises(LoomError, match="lower the learning rate") as caught:

@@ -99,7 +99,7 @@ def test_whatever_goes_wrong_with_them_ends_no_run(dataset: Dataset, tmp_path: P
     monkeypatch.setattr(model, place, failing)
     monkeypatch.setattr(samples.Samples, "draw", lambda self, state: (drawing.append(1), draw(self, state))[1])
     result = run(dataset, CONFIG, tmp_path, model)
-    assert result.steps == 5 and f"No more samples after {type(error).__name__}" in result.report
+    assert result.steps == 5 and f"Samples ended early: {type(error).__name__}" in result.report
 
 
 def test_the_hosts_interrupt_goes_through_even_where_it_is_an_exception(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_a_sampler_that_fails_ends_no_run(dataset: Dataset, tmp_path: Path) -> N
     result = run(dataset, CONFIG, tmp_path / "failing", model, event=lambda name, data: events.append((name, data)))
     failed = [data for name, data in events if name == "sample failed"]
     assert result.steps == 5 and len(failed) == 1 and failed[0]["step"] == 2 and "no room for the VAE" in failed[0]["reason"]
-    assert "No more samples after OutOfMemoryError: no room for the VAE" in result.report
+    assert "Samples ended early: OutOfMemoryError: no room for the VAE" in result.report
     assert len(list((result.run_folder / "samples").iterdir())) == 2
     blind = run(dataset, CONFIG.replace(samples={"sample_steps": 0}), tmp_path / "blind")
     mine, theirs = load_file(result.path), load_file(blind.path)

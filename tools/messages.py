@@ -25,6 +25,7 @@ OTHERS = {
     "all linear", "all linear+conv", "as loaded", "Toy base", "Stable Diffusion 1.5", "Stable Diffusion 2.x", "Stable Diffusion 3.x", "folder name",
     "of this node", "aesthetic score", "Trained with LoRA Loom", "{}\nstep {}, seed {}", "a photo of {{}}", "a picture of {{}}", "an image with {{}}",
     "Write a descriptive caption for this image in one paragraph.", "step skipped", "will not fit", "out of memory", "sample failed", "checkpoint failed",
+    "state failed",
     "step {}/{}  loss {:.4f}{}  lr {:.2e}  {:.2f} it/s  {:d}:{:02d} left", "  validation {:.4f}", "encoding pictures and captions {}/{}",
     "PEFT has not adapted {}", "no measures", "one a line", "group {}", "none", "no folder",
     "time_in in_layer out_layer", "vector_in in_layer out_layer", "guidance_in in_layer out_layer",

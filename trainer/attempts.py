@@ -89,7 +89,7 @@ class Attempts:
         """What the report says beside the state."""
         notes = [f"So that it fits into memory, these were changed: {', '.join(self.changes)}"] if self.changes else []
         notes += self.compiling.notes() if self.compiling else []
-        return notes + ([f"No more samples after {self.pictures.failure}"] if self.pictures.failure else [])
+        return notes + ([f"Samples ended early: {self.pictures.failure}"] if self.pictures.failure else [])
 
     def _compiling(self) -> Compiling | None:
         train = self.config.train

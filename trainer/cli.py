@@ -228,6 +228,9 @@ class Terminal:
         elif name == "checkpoint failed":
             self.end_line()
             print(f"warning: the checkpoint of step {data['step']} could not be written ({data['reason']}); the run goes on", file=sys.stderr)
+        elif name == "state failed":
+            self.end_line()
+            print(f"warning: the state of step {data['step']}, to resume from, could not be written ({data['reason']})", file=sys.stderr)
 
     def progress(self, progress) -> None:
         self.training = progress.phase == "train"

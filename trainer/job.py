@@ -167,20 +167,20 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
     training, held = _divided(dataset, config)
     steps = total_steps(training, config, model.family)
     facts = _facts(dataset, model, config)
-    with ExitStack() as stack:
-        if resume:
-            run = Path(runs_folder) / check_name(resume, "TrainLoRA.resume", 240)
-            if run.is_dir():  # before its state is read: another process may be about to write one
-                stack.callback(Hold(run).release)
-            written = _resumed(run, config, facts, steps)
-            # its state holds all of the file that it began from
-            config = config.replace(adapter={"init_lora": checkpoint.configured(run).adapter.init_lora})
-            first = adapters_in(written)
-        else:
-            run = written = None
-        reserve = store.Reservation(Path(loras_folder), _file_size(model, config, first))
-        stack.callback(reserve.release)
-        try:
+    try:
+        with ExitStack() as stack:
+            if resume:
+                run = Path(runs_folder) / check_name(resume, "TrainLoRA.resume", 240)
+                if run.is_dir():  # before its state is read: another process may be about to write one
+                    stack.callback(Hold(run).release)
+                written = _resumed(run, config, facts, steps)
+                # its state holds all of the file that it began from
+                config = config.replace(adapter={"init_lora": checkpoint.configured(run).adapter.init_lora})
+                first = adapters_in(written)
+            else:
+                run = written = None
+            reserve = store.Reservation(Path(loras_folder), _file_size(model, config, first))
+            stack.callback(reserve.release)
             if run is None:
                 run = store.new_run(Path(runs_folder), config.output.name)
                 hold = Hold(run)
@@ -200,9 +200,9 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
             with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
                 torch.manual_seed(config.train.seed)
                 return _trained(kept, saver, partial(Attempts, model, training, held, config, steps, saver, log, hooks, first, written))
-        except OSError as error:
-            raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
-                            "free some space, or choose a folder that may be written to") from error
+    except OSError as error:
+        raise LoomError(f"output folder of the run {config.output.name!r} failed ({error.strerror or error}): "
+                        "free some space, or choose a folder that may be written to") from error
 
 
 def _trained(kept: record.Record, saver: Saver, begin: Callable[[], Attempts]) -> Result:
@@ -229,6 +229,8 @@ def _report(state: State, config: LoomConfig, saver: Saver, notes: list[str]) ->
     missed, why = saver.unsaved
     if missed:
         lines.append(f"{missed} checkpoint{'s' if missed > 1 else ''} could not be saved: {why}")
+    if saver.unresumable and state.step < state.steps:
+        lines.append(f"The state to resume from could not be saved: {saver.unresumable}")
     if state.dropped:
         lines.append(f"{state.dropped} steps were skipped, for their loss was no number or far too large")
     lines += notes

@@ -67,6 +67,12 @@ def route(name: str, /, **parameters) -> str:
     return f"/lora_loom/{name}?{urllib.parse.urlencode(parameters)}"
 
 
+def refusal(comfy, name: str, body: dict) -> str:
+    found = comfy.post(f"/lora_loom/{name}", body)
+    assert found["status"] == 400
+    return found["error"]
+
+
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float)
 
@@ -136,16 +142,18 @@ def test_the_grid_is_drawn_kept_and_chosen_from(comfy):
 def test_an_interrupt_keeps_what_is_drawn(comfy):
     run(comfy, graph())  # trains, where no test has
     prompt = graph(seed=11, strengths="0.2, 0.4, 0.6, 0.8", steps=8)
-    seen = []
+    seen, refused = [], []
 
     def stop(kind, data):
         if kind == "lora_loom.cell":
             seen.append(data)
+            if len(seen) == 1:
+                refused.extend(refusal(comfy, f"run/{what}", {"run": "pick", "to": "other"}) for what in ("rename", "trash"))
             if len(seen) == 2:
                 comfy.post("/interrupt", {})
 
     outcome = comfy.run(prompt, on_message=stop)
-    assert outcome.ending == "execution_interrupted"
+    assert outcome.ending == "execution_interrupted" and len(refused) == 2 and all("is being drawn" in why for why in refused)
     [*_, ended] = events(outcome, "grid")
     assert ended["status"] == "interrupted" and 2 <= ended["done"] < 8
     [state] = [state for state in comfy.get("/lora_loom/grids")["grids"] if state["node"] == "7"]
@@ -169,7 +177,7 @@ def test_what_is_wrong_is_refused_before_anything_is_drawn(comfy):
         assert events(outcome, "cell") == [] and events(outcome, "grid") == []
     loose = {key: value for key, value in graph(run="nonsense").items() if key in "17"}
     del loose["7"]["inputs"]["path"]
-    assert "nonsense" in comfy.run(loose).error
+    assert "run 'nonsense' is not there, or has another name by now: choose one" in comfy.run(loose).error  # not ComfyUI's "value not in list"
     loose["7"]["inputs"]["run"] = "pick"  # by name it goes without a training in the graph
     assert [e["status"] for e in events(run(comfy, loose), "grid")] == ["drawing", "finished"]
 
@@ -351,6 +359,31 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     assert page.evaluate(LOOK)["says"][0] == "no room for a picture"
     page.evaluate("() => window.app.api.dispatchCustomEvent('execution_cached', {nodes: ['7'], prompt_id: 'q'})")
     assert "no room" not in json.dumps(page.evaluate(LOOK)["says"]) and page.evaluate("() => document.querySelector('.loom-choose').dataset.status") == "finished"
+    assert page.problems == []
+
+
+@pytest.mark.browser
+def test_a_renamed_run_stays_chosen(comfy, page):
+    setting(page, "Comfy.VueNodes.Enabled", False) if comfy.which == "newest" else None
+    prompt = graph("given", strengths="0.5, 1", run="newest")
+    run(comfy, prompt)
+    del prompt["7"]["inputs"]["path"]
+    prompt["7"]["inputs"].update(run="given", choice="given/given_step000002.safetensors @ 0.5")
+    open_graph(page, prompt, 420)
+    page.evaluate("() => window.app.graph.remove(window.app.graph.getNodeById(5))")
+    press_run(page)
+    page.evaluate("""async () => { const at = "/extensions/comfyui-lora-loom/", { renameRun } = await import(at + "runs_api.mjs"), { renamedInGraph } = await import(at + "runs_graph.mjs");
+        await renamedInGraph("given", (await renameRun("given", "新名")).name); }""")
+    found = page.evaluate("""() => { const node = window.app.graph.getNodeById(7);
+        return [...["run", "choice"].map((name) => node.widgets.find((w) => w.name === name).value), node.properties.lora_loom_grid.split("/")[0]]; }""")
+    assert found == ["新名", "新名/given_step000002.safetensors @ 0.5", "新名"]
+    seen = page.evaluate(LOOK)
+    assert seen["chosen"] == 0 and "新名" in seen["title"] and seen["says"] == ["Chosen: step 2 at strength 0.5 · it goes on from here"]
+    assert comfy.get("/lora_loom/grids")["grids"][0]["handed"]["run"] == "新名"
+    page.evaluate(SET, ["strengths", "0.5, 0.75"])
+    press_run(page)  # what is not drawn yet is asked for under the new name
+    seen = page.evaluate(LOOK)
+    assert seen["chosen"] == 0 and seen["drawn"] == 4 and seen["across"][1:] == ["0.5", "0.75"]
     assert page.problems == []
 
 

@@ -34,6 +34,14 @@ class Hold:
                 return
             self._file.close()  # the one before us has just removed it
 
+    def moved(self, to: Path) -> None:
+        """The run's folder goes there, and the claim ends with it: nobody takes the run up in between. OSError where it cannot go."""
+        if fcntl is None:
+            self.release()  # Windows moves no folder with an open file in it: there a moment is left
+        os.rename(self._path.parent, to)
+        self._path = to / FILE
+        self.release()
+
     def release(self) -> None:
         with contextlib.suppress(OSError):  # Windows removes no open file: the empty one stays
             os.unlink(self._path)

@@ -55,13 +55,15 @@ class Metrics:
         try:
             found = json.loads(line)
             step, values = int(found["step"]), [float(found.get(name, math.nan)) for name in CURVES]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return  # cut short by a crash
-        self.steps.append(step)
+            checked = found.get("validation_loss")
+            checked = math.nan if checked is None else float(checked)
+            self.steps.append(step)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            return  # cut short by a crash, or of another hand
         for column, value in zip(self.columns.values(), values):
             column.append(value)
-        if isinstance(found.get("validation_loss"), (int, float)):
-            self.validation.append((step, found["validation_loss"]))
+        if math.isfinite(checked):
+            self.validation.append((step, checked))
 
     def curve(self, points: int, after: int = 0) -> dict[str, Any]:
         """{step: [...], loss: [...], …, validation: [[step, loss]]}: steps after `after` in at most `points` groups of neighbours, each the mean of
@@ -70,7 +72,7 @@ class Metrics:
         count = len(self.steps) - first
         width = max(1, -(-count // points))
         groups = [(i, min(i + width, first + count)) for i in range(first, first + count, width)]
-        mean = lambda column, a, b: math.fsum(column[a:b]) / (b - a)
+        mean = lambda column, a, b: sum(column[a:b]) / (b - a)
         last = lambda column, a, b: column[b - 1]
         how = {"loss": mean, "grad_norm": mean}
         found: dict[str, Any] = {"step": [self.steps[b - 1] for _, b in groups]}
@@ -100,7 +102,7 @@ def in_small(run: Path) -> dict[str, Any]:
     metrics = Metrics(run / "metrics.jsonl").refresh()
     found = metrics.curve(record.POINTS)
     curve = [[step, loss] for step, loss in zip(found["step"], found["smoothed_loss"]) if loss is not None]
-    checked = [(loss, step) for step, loss in metrics.validation if math.isfinite(loss)]
+    checked = [(loss, step) for step, loss in metrics.validation]
     return {"curve": curve, "best_step": min(checked)[1] if checked else None}
 
 
@@ -160,7 +162,9 @@ def checkpoints(run: Path) -> list[dict[str, Any]]:
     for name in os.listdir(folder) if folder.is_dir() else []:
         match = _CHECKPOINT.fullmatch(name)
         if match:
-            found.append({"file": name, "step": int(match[2]) if match[2] else None, "kind": match[1] or match[3], "bytes": (folder / name).stat().st_size})
+            with contextlib.suppress(OSError):  # an older one may have made room for a newer one
+                size_ = (folder / name).stat().st_size
+                found.append({"file": name, "step": int(match[2]) if match[2] else None, "kind": match[1] or match[3], "bytes": size_})
     return sorted(found, key=lambda c: (c["step"] is None, c["step"] or 0, c["file"]))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,18 @@ from ..errors import LoomError
 from ..files import write_whole
 
 FILE = "run.json"
+_number = lambda value: not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < 1e12
+_count = lambda value: _number(value) and isinstance(value, int)
+_text = lambda value: isinstance(value, str)
+_pairs = lambda value: isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 and all(map(_number, pair)) for pair in value)
+_FIELDS = {  # what `Record` writes; None stands for nothing known
+    **dict.fromkeys(("name", "status", "lora", "final", "family", "model", "plan", "report", "error"), _text),
+    **dict.fromkeys(("started", "ended", "seconds", "best"), _number),
+    **dict.fromkeys(("version", "step", "steps", "steps_per_epoch", "pictures", "best_step"), _count),
+    **dict.fromkeys(("fix", "host"), lambda value: isinstance(value, dict)),
+    "digests": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "curve": _pairs,
+}
 _KEPT = ("lora", "final", "digests")  # of a run that goes on: its LoRA file so far
 POINTS = 48  # of the small curve that an ended run keeps, so that listing a thousand runs reads no metrics
 
@@ -62,10 +75,15 @@ def ending(record: Record, interrupts: tuple[type[BaseException], ...]) -> Itera
         record.write(status, ended=time.time(), **facts)
 
 
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 def read(run: Path) -> dict[str, Any]:
-    """What `Record` wrote; empty where there is none or a damaged one."""
+    """What `Record` wrote; empty where there is none or a damaged one. Another hand may have been at it: what does not look like ours is left out."""
     try:
-        found = json.loads((run / FILE).read_text(encoding="utf-8"))
+        found = json.loads((run / FILE).read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if name in _FIELDS and (value is None or _FIELDS[name](value))} if isinstance(found, dict) else {}

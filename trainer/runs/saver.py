@@ -41,6 +41,7 @@ class Saver:
     kept: record.Record
     best: float | None = None
     unsaved: tuple[int, str] = 0, ""  # how many checkpoints could not be written, and why the last one
+    unresumable: str = ""  # why the newest state to resume from could not be written
     path: Path | None = None
     lora: dict[str, torch.Tensor] | None = None
     _saved: float = field(default_factory=time.monotonic)
@@ -70,8 +71,7 @@ class Saver:
         if not state.step:
             return
         if state.step < state.steps:
-            with contextlib.suppress(OSError):
-                self._resumable(state)
+            self._resumable(state)
         data, self.lora = self._bytes(state), self._tensors(state, "diffusion_model")
         self.reserve.release()
         self.path = self._result(data)
@@ -106,20 +106,28 @@ class Saver:
         self.best = written[1].get("best", self.best)  # what memory ran out of holds none
 
     def _save(self, state: State, kind: str, resume: bool = True) -> None:
+        if resume:
+            self._saved = time.monotonic()  # also where it fails: a full disk is tried again after save_minutes, not at every step
         try:
             write_whole(self._file(kind), self._bytes(state))
-            if resume:
-                self._resumable(state)
-                self._saved = time.monotonic()
-                self.kept.write("running")  # how long it took so far, should it be killed
-            self.hooks.event("checkpoint", {"step": state.step, "kind": kind.rstrip("0123456789")})
         except OSError as error:  # the result's own space is reserved: go on
             self.unsaved = self.unsaved[0] + 1, error.strerror or str(error)
             self.hooks.event("checkpoint failed", {"step": state.step, "reason": self.unsaved[1]})
+            return
+        if resume:
+            self._resumable(state)
+            self.kept.write("running")  # how long it took so far, should it be killed
+        self.hooks.event("checkpoint", {"step": state.step, "kind": kind.rstrip("0123456789")})
 
     def _resumable(self, state: State) -> None:
+        """The state to go on from; what stood there before stays where there is no room for it."""
         tensors, facts = state.written()
-        checkpoint.write(self.run, tensors, {**facts, **self.facts, "best": self.best})
+        try:
+            checkpoint.write(self.run, tensors, {**facts, **self.facts, "best": self.best})
+            self.unresumable = ""
+        except OSError as error:
+            self.unresumable = error.strerror or str(error)
+            self.hooks.event("state failed", {"step": state.step, "reason": self.unresumable})
 
     def _prune(self) -> None:
         """The oldest go where only so many are to stay; the best one is a file of its own."""

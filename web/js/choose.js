@@ -59,6 +59,7 @@ api.addEventListener("execution_cached", ({ detail }) => {
 api.addEventListener("lora_loom.ended", ({ detail }) => {
     if (detail.run) for (const { node } of panels) list(widgetOf(node, "run"), detail.run, 1);
 });
+api.addEventListener("lora_loom.renamed", ({ detail }) => { for (const panel of panels) panel.renamed(detail.from, detail.to); });
 api.addEventListener("reconnected", () => { for (const panel of panels) attach(panel); });
 
 function scrolling(panel) {

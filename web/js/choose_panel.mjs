@@ -93,6 +93,12 @@ export class GridPanel {
         }
     }
 
+    renamed(from, to) {
+        if (this.state.run === from) this.state = { ...this.state, run: to, handed: this.state.handed && { ...this.state.handed, run: to } };
+        if (this.layout?.run === from) this.layout.run = to;
+        this.render();
+    }
+
     drawn({ row, column, done, total }) {
         Object.assign(this.state, { done, total });
         this.layout.drawn[row][column] = true;

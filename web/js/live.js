@@ -9,7 +9,7 @@ import { trainings } from "./runs_api.mjs";
 import { widgetOf } from "./widgets.mjs";
 
 const EVENTS = ["preparing", "warnings", "started", "progress", "memory", "estimate", "sample", "checkpoint", "saved", "step_skipped", "out_of_memory", "will_not_fit", "compiling", "sample_failed",
-    "checkpoint_failed", "ended"];
+    "checkpoint_failed", "state_failed", "ended"];
 const KEPT = "lora_loom_run";  // the node's property: the run that it has shown last
 const panels = new Set();
 

@@ -14,7 +14,7 @@ const WORDS = {
             + (m.free === null ? "" : `; free for the last two ${size(m.free)}`), willTake: (t) => `The run takes about ${t}`, apply: (pairs) => `Set ${pairs.map(([name, value]) => `${name} ${value}`).join(", ")}`, applyAll: (n) => `Set back ${n} settings`, nothing: "empty", on: "on", off: "off", applied: "Set. Press Run.", notThere: (names) => `no widget here is called ${names}`,
         resume: "Resume", resumeTip: "Sets resume to this run; press Run to go on", resumed: "resume is set: press Run to go on",
         messages: { step_skipped: (m) => `step ${m.step} was skipped: loss ${m.loss}`, out_of_memory: (m) => `out of memory at step ${m.step}: ${m.change}`, will_not_fit: (m) => `it would not fit: ${m.change}`, compiling: (m) => `step ${m.step}: ${m.change}`,
-            sample_failed: (m) => `no sample at step ${m.step}: ${m.reason}`, checkpoint_failed: (m) => `step ${m.step} could not be saved: ${m.reason}`, checkpoint: (m) => `saved at step ${m.step} (${({ step: "as save_steps has it", saved: "asked for", best: "best so far", latest: "against a crash" })[m.kind] ?? m.kind})` },
+            sample_failed: (m) => `no sample at step ${m.step}: ${m.reason}`, checkpoint_failed: (m) => `step ${m.step} could not be saved: ${m.reason}`, state_failed: (m) => `what Resume needs could not be saved at step ${m.step}: ${m.reason}`, checkpoint: (m) => `saved at step ${m.step} (${({ step: "as save_steps has it", saved: "asked for", best: "best so far", latest: "against a crash" })[m.kind] ?? m.kind})` },
         process: "What ComfyUI holds in all; the estimate counts what the training takes",
     },
     zh: {
@@ -28,7 +28,7 @@ const WORDS = {
             + (m.free === null ? "" : `；后两项可用 ${size(m.free)}`), willTake: (t) => `整个训练约需 ${t}`, apply: (pairs) => `把${pairs.map(([name, value]) => `“${name}”设为 ${value}`).join("，")}`, applyAll: (n) => `恢复 ${n} 项设置`, nothing: "（空）", on: "开", off: "关", applied: "已设置，请按“运行”。", notThere: (names) => `这里没有名为 ${names} 的设置`,
         resume: "继续", resumeTip: "把“继续训练”设为本次训练，再按“运行”即可继续", resumed: "已设置“继续训练”：按“运行”继续",
         messages: { step_skipped: (m) => `第 ${m.step} 步已跳过：损失 ${m.loss}`, out_of_memory: (m) => `第 ${m.step} 步显存不足：${m.change}`, will_not_fit: (m) => `显存放不下：${m.change}`, compiling: (m) => `第 ${m.step} 步：${m.change}`,
-            sample_failed: (m) => `第 ${m.step} 步未能出图：${m.reason}`, checkpoint_failed: (m) => `第 ${m.step} 步未能保存：${m.reason}`, checkpoint: (m) => `已在第 ${m.step} 步保存（${({ step: "按设定步数", saved: "手动", best: "目前最佳", latest: "防崩溃" })[m.kind] ?? m.kind}）` },
+            sample_failed: (m) => `第 ${m.step} 步未能出图：${m.reason}`, checkpoint_failed: (m) => `第 ${m.step} 步未能保存：${m.reason}`, state_failed: (m) => `第 ${m.step} 步未能保存继续训练所需的状态：${m.reason}`, checkpoint: (m) => `已在第 ${m.step} 步保存（${({ step: "按设定步数", saved: "手动", best: "目前最佳", latest: "防崩溃" })[m.kind] ?? m.kind}）` },
         process: "ComfyUI 整个进程占用的内存；预估只计算训练所需的部分",
     },
 };

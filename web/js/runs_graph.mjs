@@ -7,8 +7,9 @@ import { words as live } from "./live_words.mjs";
 import { oneRun } from "./runs_api.mjs";
 import { words } from "./runs_words.mjs";
 import { say } from "./settings.mjs";
-import { setValue } from "./widgets.mjs";
+import { setValue, widgetOf } from "./widgets.mjs";
 
+const NAMING = { TrainLoRA: { widget: "resume", property: "lora_loom_run" }, ChooseCheckpoint: { widget: "run", property: "lora_loom_grid" } };  // where nodes name a run
 const LOADERS = ["LoraLoader", "LoraLoaderModelOnly"];
 const selected = () => Object.values(app.canvas.selected_nodes ?? {});
 const title = (kind) => window.LiteGraph.registered_node_types[kind]?.title ?? kind;
@@ -92,13 +93,16 @@ export async function repeatRun(name, config) {
 }
 
 // A run has another name: nodes that show it or go on with it know it under that, and live.js those that show it now.
-export function renamedInGraph(from, to) {
-    api.dispatchCustomEvent("lora_loom.renamed", { from, to });
-    return changing(() => {
+export async function renamedInGraph(from, to) {
+    await changing(() => {
         for (const node of everyNode(root())) {
-            if (node.comfyClass !== "TrainLoRA") continue;
-            if (node.properties?.lora_loom_run === from) node.properties.lora_loom_run = to;
-            if (node.widgets?.find((w) => w.name === "resume")?.value === from) setValue(node, "resume", to);
+            const naming = NAMING[node.comfyClass], shown = naming && node.properties?.[naming.property];
+            if (!naming) continue;
+            if (shown?.split("/")[0] === from) node.properties[naming.property] = to + shown.slice(from.length);
+            if (widgetOf(node, naming.widget)?.value === from) setValue(node, naming.widget, to);
+            const choice = widgetOf(node, "choice")?.value;
+            if (choice?.startsWith(`${from}/`)) setValue(node, "choice", to + choice.slice(from.length));
         }
     });
+    api.dispatchCustomEvent("lora_loom.renamed", { from, to });
 }
