@@ -508,6 +508,24 @@ def test_another_workflow_s_training_is_not_shown(comfy, page) -> None:
     assert status(page) == "idle", text(page, ".head b")
 
 
+def test_two_workflows_of_one_example_show_their_own_training(comfy, page) -> None:
+    """They have the same id: the name tells them apart, also while one trains, and the one that trains keeps it when its name is changed meanwhile."""
+    start(page, "twin_one", steps=40)
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    page.evaluate("() => { window.app.queuePrompt(0, 1); }")
+    until(page, "() => document.querySelector('.loom-live').dataset.status === 'running'")
+    page.evaluate(SET, ["name", "for the next"])
+    page.wait_for_timeout(700)
+    assert status(page) == "running"
+    other = json.loads(json.dumps(saved).replace('"twin_one"', '"twin_two"'))
+    page.evaluate("(graph) => window.app.loadGraphData(graph)", other)
+    page.wait_for_timeout(1500)
+    assert status(page) == "idle" and text(page, ".numbers") == ""
+    page.evaluate("(graph) => window.app.loadGraphData(graph)", saved)
+    until(page, "() => /twin_one/.test(document.querySelector('.loom-live .head b')?.textContent)")
+    until(page, "() => document.querySelector('.loom-live .head b')?.textContent === 'Finished · twin_one'")
+
+
 def test_a_renamed_run_is_found_again(comfy, page) -> None:
     """Also by a page whose workflow was saved before."""
     start(page, "first_name", steps=3)

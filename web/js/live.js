@@ -1,24 +1,26 @@
 // TrainLoRA's live panel: which training a node shows, after a reload, in another workflow or another browser too.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { root } from "./graph.mjs";
+import { here, root, valueOf } from "./graph.mjs";
 import { watchBefore } from "./live_before.mjs";
 import { HEIGHT, Panel } from "./live_panel.mjs";
 import { addView, after, living } from "./node.mjs";
 import { trainings } from "./runs_api.mjs";
-import { widgetOf } from "./widgets.mjs";
 
 const EVENTS = ["preparing", "warnings", "started", "progress", "memory", "estimate", "sample", "checkpoint", "saved", "step_skipped", "out_of_memory", "will_not_fit", "compiling", "sample_failed",
     "checkpoint_failed", "state_failed", "ended"];
 const KEPT = "lora_loom_run";  // the node's property: the run that it has shown last
 const panels = new Set();
 
-// Node ids are small numbers that every workflow has: it is ours by the workflow's id (or by the run, where it has been saved under another since), and
-// where a program sent none, by the LoRA's name.
-function mine(node, training) {
+const named = (node) => valueOf(here(node), "name");  // the LoRA's; undefined where it is computed on the way
+
+// Node ids are small numbers that every workflow has: it is ours by the workflow's id and the LoRA's name, for workflows opened from one example share the
+// id; by the run, where it has been saved under another since; by the prompt, once this panel has taken it up; for programs, which send no workflow, by name.
+function mine({ node, state }, training) {
     if (!node.graph || String(training.node).split(":").at(-1) !== String(node.id)) return false;
-    const ours = training.workflow === root()?.id || (training.run && training.run === node.properties?.[KEPT]);
-    return training.workflow ? Boolean(ours) : training.name === widgetOf(node, "name")?.value;
+    if (!training.workflow) return training.name === named(node);
+    if ((training.run && training.run === node.properties?.[KEPT]) || (training.prompt_id && training.prompt_id === state.prompt_id)) return true;
+    return training.workflow === root()?.id && [undefined, training.name].includes(named(node));
 }
 
 const refused = ({ status, run }) => status === "failed" && !run;
@@ -26,12 +28,12 @@ const refused = ({ status, run }) => status === "failed" && !run;
 async function attach(panel) {
     const { node } = panel;
     if (!node.graph) return;
-    const found = (await trainings().catch(() => [])).find((training) => mine(node, training));
+    const found = (await trainings().catch(() => [])).find((training) => mine(panel, training));
     const kept = node.properties?.[KEPT];
     if (found && refused(found)) return panel.refuse(found, kept);
     if (found && !found.ended) return panel.take(found);
-    const named = found?.run && found.name === widgetOf(node, "name")?.value;  // an example that is opened anew has the same id
-    if (named || (kept && found?.run === kept)) {  // a page that was closed meanwhile has kept the run before
+    const again = found?.run && found.name === named(node);  // an example that is opened anew has the same id
+    if (again || (kept && found?.run === kept)) {  // a page that was closed meanwhile has kept the run before
         if (kept) node.properties[KEPT] = found.run;
         return panel.take(found);
     }
@@ -41,7 +43,7 @@ async function attach(panel) {
 for (const name of EVENTS) {
     api.addEventListener(`lora_loom.${name}`, ({ detail }) => {
         for (const panel of panels) {
-            if (!mine(panel.node, detail)) continue;
+            if (!mine(panel, detail)) continue;
             const learns = name === "ended" || detail.phase === "train";  // before that a run may come to nothing
             if (learns && detail.run && panel.node.properties) panel.node.properties[KEPT] = detail.run;
             const missed = name !== "preparing" && (panel.state.prompt_id !== detail.prompt_id || (detail.run && panel.run && panel.run !== detail.run));
