@@ -120,6 +120,8 @@ def test_the_blueprint_is_found_and_trains(comfy, page):
     page.wait_for_timeout(1500)
     page.keyboard.press("Enter")
     page.wait_for_function("(name) => window.app.graph._nodes[0]?.title === name", arg=workflows.blueprint.NAME, timeout=15_000)
+    shown = page.evaluate("() => { const own = window.app.graph._nodes[0]; return own.properties.previewExposures.map((one) => own.subgraph.getNodeById(one.sourceNodeId).type); }")
+    assert shown == ["PreviewSample"]  # the new nodes show its pictures on the outside
     prompt = page.evaluate(BLUEPRINT, "lora_loom_stars")
     trained, = (node["inputs"] for node in prompt.values() if node["class_type"] == "TrainLoRA")
     assert (trained["name"], trained["steps"], trained["batch_size"]) == ("by_blueprint", 2, 1)
