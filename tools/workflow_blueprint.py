@@ -10,6 +10,7 @@ import uuid
 NAME = "Train & preview"
 ABOUT = ("Trains a LoRA on a dataset and shows your prompts before and after. Open it to choose a preset and the number of steps, and to watch the training.\n"
          "用数据集训练 LoRA，并按你的提示词画出训练前后的对比。双击标题进入子图，可选择预设和步数，并查看训练过程。")
+ALIASES = ["lora", "training", "before after", "子图", "训练", "训练并预览", "预览", "前后对比"]
 INSIDE = ("4", "5", "7")  # of the toy base's example: LoRA Config, Train LoRA, Preview Sample
 PLACES = {"4": (60, 80, 370, 0), "5": (500, 80, 400, 720), "7": (970, 80, 400, 640)}
 OUTSIDE = (("5", "name"), ("7", "prompt"), ("7", "width"), ("7", "height"))  # widgets on the node itself
@@ -66,5 +67,5 @@ def build(page, graphs) -> str:
     subgraph |= {"category": "LoRA Loom", "description": ABOUT}
     saved = {"revision": 0, "last_node_id": node["id"], "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4,
              "definitions": {"subgraphs": [subgraph]},
-             "extra": {"BlueprintDescription": ABOUT, "BlueprintSearchAliases": ["lora", "training", "before after", "子图", "训练", "训练并预览", "预览", "前后对比"]}}
+             "extra": {"BlueprintDescription": ABOUT, "BlueprintSearchAliases": ALIASES}}
     return json.dumps(saved, indent=1, ensure_ascii=False) + "\n"

@@ -165,6 +165,10 @@ def test_the_panel_says_before_the_run_what_it_will_take(comfy, page):
     says = "() => document.querySelector('.loom-live .says')?.innerText ?? ''"
     page.wait_for_function(f"() => /steps/.test(({says})()) && /About/.test(({says})())", timeout=60_000)
     assert "epochs of 20 pictures" in page.evaluate(says)
+    for unit, other in (("GiB", " GB"), ("GB", "GiB")):  # all views at once
+        page.evaluate("(unit) => window.app.extensionManager.setting.set('LoraLoom.Sizes', unit)", unit)
+        for view in (says, STRIP):
+            page.wait_for_function(f"([unit, other]) => {{ const text = ({view})(); return text.includes(` ${{unit}}`) && !text.includes(other); }}", arg=[unit, other], timeout=10_000)
     assert page.evaluate("() => document.querySelectorAll('.loom-live .says .warning, .loom-live .says .error').length") == 0
     set_widget(page, "LoadDataset", "resolution", 512)
     page.wait_for_function("() => document.querySelector('.loom-live .says .warning')?.innerText.includes('smaller')", timeout=60_000)  # of the dataset's report

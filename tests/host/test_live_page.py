@@ -572,3 +572,5 @@ def test_what_comfyui_refuses_is_said_in_the_node(comfy, page) -> None:
     until(page, "() => document.querySelector('.lora-loom-strip .refused')?.textContent.includes('clip_tags takes an open_clip model')")
     keep(page, comfy, "auto_caption_refused")
     page.keyboard.press("Escape")
+    page.evaluate("""() => { window.app.graph._nodes.find((n) => n.comfyClass === "AutoCaption").widgets.find((w) => w.name === "method").value = "vision_llm"; }""")
+    until(page, "() => document.querySelector('.lora-loom-strip .refused').hidden")  # it was said of another setting

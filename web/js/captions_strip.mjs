@@ -13,7 +13,7 @@ const MOST = 200;  // pictures: the editor shows the others
 export function addStrip(node, edit) {
     nodeStyle();
     const w = words(), scroll = el("div", { className: "scroll", role: "listbox", "aria-label": w.edit }), button = el("button", { textContent: w.edit, onclick: () => edit(node) });
-    const refused = el("div", { className: "refused", hidden: true });
+    const refused = el("div", { className: "refused", tabIndex: 0, hidden: true });  // what is long is reached by keys too
     const hint = el("div", { className: "hint", textContent: w.noDataset }), strip = el("div", { className: "lora-loom-strip" }, el("div", { className: "buttons" }, button), refused, scroll);
     let rows = [], captions = {}, folder = "", current = 0;  // `current`: where the keys are
     scroll.append(hint);
@@ -57,7 +57,7 @@ export function addStrip(node, edit) {
     living(node, () => watching(strip, () => {
         const text = refusals(node).map((one) => translated(one)).join("\n");
         if (text === refused.textContent) return;
-        refused.textContent = text;
+        refused.textContent = refused.title = text;
         refused.hidden = !text;
     }, 700));
     addView(node, "lora_loom_captions", strip, { height: 160, hideOnZoom: true });

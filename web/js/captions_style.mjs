@@ -122,7 +122,7 @@ const NODE_STYLE = `
     .lora-loom-zone .counts { color: var(--soft); font-size: 11px; line-height: 16px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
     .lora-loom-zone .counts.wrong { color: var(--text); border-left: 2px solid var(--wrong); padding-left: 8px; white-space: normal; overflow-y: auto; user-select: text; }
     .lora-loom-zone .thumbs:has(.wrong) .row { display: none; }
-    .lora-loom-strip .refused { flex: none; max-height: 64px; overflow-y: auto; color: var(--text); border-left: 2px solid var(--wrong); padding-left: 8px; font-size: 11px; line-height: 16px; user-select: text; white-space: pre-line; }
+    .lora-loom-strip .refused { flex: none; max-height: 64px; overflow-y: auto; scrollbar-width: thin; scrollbar-color: var(--line) transparent; color: var(--text); border-left: 2px solid var(--wrong); padding-left: 8px; font-size: 11px; line-height: 16px; user-select: text; white-space: pre-line; }
     .lora-loom-strip .scroll { flex: 1 1 0; min-height: 104px; overflow-y: auto; overflow-x: hidden; border-radius: 8px; background: var(--field); scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
     .lora-loom-strip .room { position: relative; }
     .lora-loom-strip .item { position: absolute; top: 0; left: 0; height: 52px; display: flex; gap: 8px; align-items: center; padding: 3px 6px; box-sizing: border-box; cursor: pointer; contain: strict; border-radius: 6px; }

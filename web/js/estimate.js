@@ -1,4 +1,5 @@
 // LoRAConfig says what the training behind it will take, as its widgets change: nothing is run for it.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { estimate } from "./estimate_api.mjs";
 import { requestFor } from "./estimate_graph.mjs";
@@ -12,7 +13,9 @@ const LOOK = 250, REST = 250;  // ms: how often the graph is looked at, and how 
 // The graph is looked at, for widgets change in more ways than they tell of: presets, undo, another node's widget, a link. It costs little.
 function follow(node, strip) {
     let seen = "", since = 0, asked = "", busy = false;
-    return watching(strip.element, async () => {
+    const anew = () => { asked = ""; };
+    api.addEventListener("lora_loom.units", anew);
+    const stop = watching(strip.element, async () => {
         if (!node.graph) return;
         const [trainer] = trainersOf(node), question = trainer && requestFor(trainer);
         const text = question ? JSON.stringify(question) : trainer ? "no model" : "no trainer";
@@ -27,6 +30,10 @@ function follow(node, strip) {
         if (found.error) strip.say(found.error, true);
         else strip.show(found);
     }, LOOK);
+    return () => {
+        stop();
+        api.removeEventListener("lora_loom.units", anew);
+    };
 }
 
 app.registerExtension({

@@ -62,6 +62,12 @@ api.addEventListener("reconnected", () => {
         attach(panel);
     }
 });
+api.addEventListener("lora_loom.units", () => {
+    for (const panel of panels) {
+        panel.asks += 1;  // what is known before a run speaks of sizes
+        panel.soon();
+    }
+});
 api.addEventListener("lora_loom.renamed", ({ detail }) => { for (const panel of panels) panel.renamed(detail.from, detail.to); });
 
 app.registerExtension({

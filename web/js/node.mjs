@@ -1,5 +1,6 @@
 // What our extensions do to a node: what follows its hooks, what goes on for as long as it is in a graph, and its elements.
 import { app } from "../../scripts/app.js";
+import { here, valuesOf } from "./graph.mjs";
 
 const TEXT = 110;  // pixels of the graph
 
@@ -32,9 +33,14 @@ export function watching(element, look, ms) {
     return () => clearInterval(timer);
 }
 
-// What ComfyUI refused of this node when Run was pressed last: our own messages, each once.
+const refused = new WeakMap();  // node -> [what ComfyUI refused, the node's values then]
+
+// What ComfyUI refused of this node when Run was pressed last: our own messages, each once, for as long as the node is as it was.
 export function refusals(node) {
-    const found = Object.entries(app.lastNodeErrors ?? {}).filter(([id]) => id.split(":").at(-1) === String(node.id)).flatMap(([, { errors }]) => errors ?? [])
+    const errors = app.lastNodeErrors ?? null, values = JSON.stringify(valuesOf(here(node)));
+    if (refused.get(node)?.[0] !== errors) refused.set(node, [errors, values]);
+    if (!errors || refused.get(node)[1] !== values) return [];
+    const found = Object.entries(errors).filter(([id]) => id.split(":").at(-1) === String(node.id)).flatMap(([, { errors }]) => errors ?? [])
         .filter((error) => error.type === "custom_validation_failed")
         .map(({ details, extra_info: of }) => (details ?? "").replace(`${of?.input_name} - `, ""));
     return [...new Set(found.filter(Boolean))];

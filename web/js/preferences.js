@@ -1,4 +1,5 @@
 // ComfyUI's settings page: what new Train LoRA nodes are called and draw, and the units of speeds and sizes.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nameFor } from "./naming.mjs";
 import { after } from "./node.mjs";
@@ -20,6 +21,8 @@ function rename(node) {
     node.setDirtyCanvas?.(true, true);
 }
 
+const units = () => api.dispatchCustomEvent("lora_loom.units");  // views say what they show anew
+
 const renameAll = () => { for (const node of [...unnamed.keys()]) rename(node); };
 
 function prompts(_name, change, value) {
@@ -36,9 +39,9 @@ function prompts(_name, change, value) {
 app.registerExtension({
     name: "lora_loom.preferences",
     settings: [  // the page shows them last to first
-        { id: SIZES, name: "Sizes", category: ["LoRA Loom", "Units", "Sizes"], type: "combo", options: Object.keys(UNITS), defaultValue: "GB",
+        { id: SIZES, name: "Sizes", category: ["LoRA Loom", "Units", "Sizes"], type: "combo", options: Object.keys(UNITS), defaultValue: "GB", onChange: units,
             tooltip: "GB counts 1024³ bytes, as graphics cards are sold; GiB is the same by its exact name; GB (1000) counts 1000³, as disks are sold." },
-        { id: SPEED, name: "Speed", category: ["LoRA Loom", "Units", "Speed"], type: "combo", options: SPEEDS, defaultValue: "auto",
+        { id: SPEED, name: "Speed", category: ["LoRA Loom", "Units", "Speed"], type: "combo", options: SPEEDS, defaultValue: "auto", onChange: units,
             tooltip: "Steps a second, or seconds a step. auto: steps a second where there is at least one." },
         { id: PROMPTS, name: "Sample prompts", category: ["LoRA Loom", "New Train LoRA nodes", "Sample prompts"], type: prompts, defaultValue: "",
             tooltip: "One a line. They are filled into Train LoRA nodes that you add; nodes in saved workflows keep theirs." },

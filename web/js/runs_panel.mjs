@@ -62,7 +62,7 @@ export class RunsPanel {
         this.box.addEventListener("focusin", (event) => this.focused(event.target.closest(".run")));
         this.box.addEventListener("focusout", () => (this.grid.pinned = -1));
         this.hears = EVENTS.map((name) => [`lora_loom.${name}`, ({ detail }) => this.hear(name, detail)]);
-        this.hears.push(["reconnected", () => this.refresh()]);
+        this.hears.push(["reconnected", () => this.refresh()], ["lora_loom.units", () => this.refresh()]);
         for (const [name, heard] of this.hears) api.addEventListener(name, heard);
         this.show();
         this.refresh();
