@@ -92,6 +92,15 @@ NEW_NODES = """async () => {
     const again = await queued(), fresh = LiteGraph.createNode("TrainLoRA");
     app.graph.add(fresh);
     const last = [first.name, first.sample_prompts, again.name, widget(fresh, "name").value];
+    await settings.set("LoraLoom.NamePattern", "{trigger}_{preset}");  // no trigger word, and then one
+    const pack = LiteGraph.createNode("TrainLoRA"), set = LiteGraph.createNode("LoadDataset");
+    for (const node of [pack, set]) app.graph.add(node);
+    set.connect(0, pack, pack.inputs.findIndex((input) => input.name === "dataset"));
+    await new Promise((done) => setTimeout(done, 200));
+    last.push(widget(pack, "name").value);
+    widget(set, "trigger_word").value = "my  mug__red";
+    widget(set, "trigger_word").callback();
+    last.push(widget(pack, "name").value);
     await settings.set("LoraLoom.NamePattern", "my_lora");
     await settings.set("LoraLoom.SamplePrompts", "");
     return [said, last];
@@ -103,7 +112,7 @@ def test_new_nodes_are_named_by_the_pattern_and_what_is_shown_is_queued(page):
     today = page.evaluate("() => { const d = new Date(), two = (n) => String(n).padStart(2, '0'); return `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())}`; }")
     said, last = page.evaluate(NEW_NODES)
     assert said == [f"lora_{today}", f"lora_loom_stars_{today}", f"my_pictures_{today}", "mine"]
-    assert last == [f"my_pictures_{today}", "a star\na circle", "mine", "other_default"]  # a saved node keeps its name, whatever the pattern is now
+    assert last == [f"my_pictures_{today}", "a star\na circle", "mine", "other_default", "default", "my_mug_red_default"]  # a saved node keeps its name, whatever the pattern is now
 
 
 @pytest.mark.browser

@@ -177,10 +177,14 @@ def test_use_in_graph_adds_a_loader_in_the_middle_of_the_view(comfy, page, runs)
     assert at["side"] + 200 < at["x"] < 1300 and 250 < at["y"] < 750, at
     do(runs, "later", "Use")  # a second one does not hide the first
     page.wait_for_function("() => window.app.graph._nodes.length === 2")
-    assert page.evaluate("() => String(window.app.graph._nodes[0].pos) !== String(window.app.graph._nodes[1].pos)")
     says(page, "in the middle of the view")
     page.keyboard.press("Control+z")  # as one step
     page.wait_for_function("() => window.app.graph._nodes.length === 1")
+    page.evaluate("() => { const big = LiteGraph.createNode('TrainLoRA'); big.pos = [...window.app.graph._nodes[0].pos]; window.app.graph.add(big); }")
+    do(runs, "later", "Use")  # nor does another lie on what stands there
+    page.wait_for_function("() => window.app.graph._nodes.length === 3")
+    assert page.evaluate("""() => { const box = (n) => [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1]], nodes = window.app.graph._nodes.map(box), added = nodes.pop();
+        return nodes.every((b) => b[2] < added[0] || added[2] < b[0] || b[3] < added[1] || added[3] < b[1]); }""")
     shutil.rmtree(comfy.base / "output" / "lora_loom" / "later")
 
 

@@ -22,6 +22,7 @@ function replacing(model, say, later) {
     const said = el("span", { className: "soft", role: "status" }), button = el("button", { type: "submit", textContent: w.replaceNow, disabled: true });
     const found = () => model.replacement(find.value, by.value, scope.value, { regex: regex.checked, matchCase: matchCase.checked });
     const preview = () => {
+        by.placeholder = by.title = regex.checked ? w.byRegex : w.by;
         said.className = "soft";
         button.disabled = true;
         try {

@@ -26,7 +26,7 @@ export const STYLE = `
     ${CONTROLS}
     [hidden] { display: none !important; }
     dialog.small { width: min(32rem, 94vw); max-height: 90vh; }
-    .small > form, .small > .body { display: flex; flex-direction: column; gap: .9rem; padding: 1.25rem; }
+    .small > form, .small > .body { display: flex; flex-direction: column; gap: .9rem; padding: 1.25rem; overflow-wrap: anywhere; }
     h2 { font-size: 1.05rem; font-weight: 600; margin: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
     .soft { color: var(--soft); }
     .right { display: flex; gap: .5rem; justify-content: flex-end; flex-wrap: wrap; }

@@ -15,12 +15,15 @@ export function fixedNow(node, name) {
     return owner && valueOf(here(owner), name);
 }
 
+const MOST = 24;  // characters of a value on the button
+const clipped = (value, most) => (typeof value === "string" && [...value].length > most ? `${[...value].slice(0, most).join("")}…` : value);
+
 // What the button does, in the names that the canvas shows: [briefly, in full].
 export function fixText(node, fix) {
     const nodes = ours(node), w = words(), shown = (name) => { const owner = ownerOf(nodes, name); return (owner && widgetOf(owner, name).label) || name; };
     const said = (value) => (typeof value === "boolean" ? (value ? w.on : w.off) : value === "" ? w.nothing : value), each = Object.entries(fix);
-    const full = w.apply(each.map(([name, value]) => [shown(name), said(value)]));
-    return [each.length > 2 ? w.applyAll(each.length) : full, full];
+    const text = (most) => w.apply(each.map(([name, value]) => [shown(name), clipped(said(value), most)]));
+    return [each.length > 2 ? w.applyAll(each.length) : text(MOST), text(Infinity)];
 }
 
 export function applyFix(node, fix) {

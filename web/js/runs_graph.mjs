@@ -52,12 +52,16 @@ function middle() {
     return [((left + right) / 2 - box.left) / ds.scale - ds.offset[0], box.height / 2 / ds.scale - ds.offset[1]];
 }
 
+// Ways from the middle of the view, the shortest first.
+const NEAR = Array.from({ length: 21 * 17 }, (_, i) => [60 * ((i % 21) - 10), 60 * (Math.floor(i / 21) - 8)]).sort((a, b) => Math.hypot(...a) - Math.hypot(...b));
+
 function newLoader() {
     const node = window.LiteGraph.createNode(LOADERS[0]), [x, y] = middle(), graph = app.canvas.graph ?? root();
-    const place = [Math.round(x - node.size[0] / 2), Math.round(y - node.size[1] / 2)];
-    const taken = () => graph._nodes.some((other) => Math.hypot(other.pos[0] - place[0], other.pos[1] - place[1]) < 15);
-    while (taken()) place.forEach((at, i) => (place[i] = at + 30));
-    node.pos = place;
+    const [width, height] = node.size, GAP = 20, TITLE = window.LiteGraph.NODE_TITLE_HEIGHT;
+    const meets = (left, top, { pos, size }) => left < pos[0] + size[0] + GAP && pos[0] < left + width + GAP && top - TITLE < pos[1] + size[1] + GAP && pos[1] - TITLE < top + height + GAP;
+    const free = ([left, top]) => !graph._nodes.some((other) => meets(left, top, other));
+    const place = ([right, down]) => [Math.round(x - width / 2 + right), Math.round(y - height / 2 + down)];
+    node.pos = NEAR.map(place).find(free) ?? place([30 * (graph._nodes.length % 10), 30 * (graph._nodes.length % 10)]);  // on top of others where there is no room
     graph.add(node);
     return node;
 }
