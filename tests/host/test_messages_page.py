@@ -75,6 +75,10 @@ def test_what_comfyui_draws_in_our_nodes_is_chinese_too(comfy, page) -> None:
     live.until(page, f"() => ({TEXTS})().some((text) => text.startsWith('错误'))")
     [text] = page.evaluate(TEXTS)
     assert text.startswith("错误：") and "20 张图片都小于最小尺寸 4096" in text and "“加载数据集”的“最小尺寸”" in text
+    # all of it can be read: the classic nodes give such a text two lines
+    room = page.evaluate("""() => { const node = window.app.graph._nodes.find((n) => n.comfyClass === "LoadDataset"), text = node.widgets.find((w) => w.name.includes("text-preview"));
+        return [text.options.getMinHeight(), node.size[1] - node.computeSize()[1]]; }""")
+    assert room[0] >= 17 * 4 and room[1] >= 0
     keep(page, comfy, "node")
     page.keyboard.press("Escape")
 
