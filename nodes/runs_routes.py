@@ -218,7 +218,7 @@ def keep(run: Path, file: Any) -> Path:
             with _claimed(run):
                 return _keep(run, file)
         except OSError as error:
-            raise _failed(f"checkpoint {str(file)[:80]!r} cannot be copied to {folders.loras().name}", error) from error
+            raise _failed(f"checkpoint {str(file)[:80]!r} cannot be made the run's result", error) from error
 
 
 def _keep(run: Path, file: Any) -> Path:

@@ -1,12 +1,13 @@
 // The quality report, drawn in the node that made it: how many pictures, in which buckets, and what was found, worst first.
 import { app } from "../../scripts/app.js";
-import { folderOf } from "./graph.mjs";
+import { folderOf, root } from "./graph.mjs";
 import { addView, after, living } from "./node.mjs";
 import { draw } from "./report.mjs";
 
 const UI = "lora_loom_report", HEIGHT = 260;
 
-const reportOf = (node) => app.nodeOutputs?.[node.id]?.[UI]?.[0];
+// Outputs are kept by the node's number, within a subgraph by that of the subgraph too.
+const reportOf = (node) => app.nodeOutputs?.[node.graph === root() ? node.id : `${node.graph?.id}:${node.id}`]?.[UI]?.[0];
 
 // The place to draw in comes with the first report. It keeps its height, so that nothing moves when it is drawn again or unfolded.
 function place(node) {
