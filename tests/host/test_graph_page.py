@@ -89,6 +89,17 @@ def test_a_text_may_be_called_as_a_way_to_change_numbers(page, text):
     assert page.evaluate(ASK, f"const p = add('PrimitiveString'); widget(p, 'value').value = {text!r}; join(p, 0, train, 'name'); return valueOf(here(train), 'name');") == text
 
 
+@pytest.mark.parametrize("change, values", [
+    ("", ["my_lora"]), ("const p = add('PrimitiveString'); widget(p, 'value').value = 'given'; join(p, 0, train, 'name');", ["given"]),
+    ("const text = add('StringConcatenate'); join(text, 0, train, 'name');", [None]),  # computed
+    ("""set(train, 'name', 'first'); const place = inside(train), inner = one('TrainLoRA'), made = place.subgraph.addInput('name', 'STRING');
+        made.connect(inner.inputs[slot(inner, 'name')], inner);
+        const again = place.clone(); app.graph.add(again); widget(place, 'name').value = 'first'; widget(again, 'name').value = 'second';""", ["first", "second"]),
+])
+def test_a_node_of_a_subgraph_has_a_value_for_each_place(page, change, values):
+    assert page.evaluate(ASK, f"{change}; return possible(one('TrainLoRA'), 'name').map((value) => value ?? null);") == values
+
+
 def test_a_value_is_set_where_it_comes_from(page):
     got = page.evaluate(ASK, """const p = add('PrimitiveInt'); widget(p, 'value').value = 192; join(p, 0, load, 'resolution');
         const told = setValue(load, 'resolution', 448), new_one = setValue(load, 'folder', 'not in the list'), none = setValue(load, 'nothing', 1);

@@ -106,6 +106,14 @@ export function giver(place, name) {
     return from?.widget ? from : { node, widget: node.widgets?.find((widget) => widget.name === name) };
 }
 
+// What an input may be in a run: one value for each place that the subgraph around the node stands at; undefined where it is computed on the way.
+export function possible(node, name) {
+    const input = inputOf(node, name);
+    if (!linked(input)) return [node.widgets?.find((widget) => widget.name === name)?.value];
+    const values = [...origins(here(node), input)].map((at) => at.widget?.value);
+    return values.length ? values : [undefined];
+}
+
 // Whether there is a widget that says it; a value that is computed on the way has none.
 export function settable(node, name) {
     const input = inputOf(node, name);

@@ -1,7 +1,7 @@
 // TrainLoRA's live panel: which training a node shows, after a reload, in another workflow or another browser too.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { here, root, valueOf } from "./graph.mjs";
+import { possible, root } from "./graph.mjs";
 import { watchBefore } from "./live_before.mjs";
 import { HEIGHT, Panel } from "./live_panel.mjs";
 import { addView, after, living } from "./node.mjs";
@@ -12,15 +12,15 @@ const EVENTS = ["preparing", "warnings", "started", "progress", "memory", "estim
 const KEPT = "lora_loom_run";  // the node's property: the run that it has shown last
 const panels = new Set();
 
-const named = (node) => valueOf(here(node), "name");  // the LoRA's; undefined where it is computed on the way
+const bears = (node, name) => possible(node, "name").some((value) => value === undefined || value === name);  // whether the LoRA may be called so
 
 // Node ids are small numbers that every workflow has: it is ours by the workflow's id and the LoRA's name, for workflows opened from one example share the
 // id; by the run, where it has been saved under another since; by the prompt, once this panel has taken it up; for programs, which send no workflow, by name.
 function mine({ node, state }, training) {
     if (!node.graph || String(training.node).split(":").at(-1) !== String(node.id)) return false;
-    if (!training.workflow) return training.name === named(node);
+    if (!training.workflow) return bears(node, training.name);
     if ((training.run && training.run === node.properties?.[KEPT]) || (training.prompt_id && training.prompt_id === state.prompt_id)) return true;
-    return training.workflow === root()?.id && [undefined, training.name].includes(named(node));
+    return training.workflow === root()?.id && bears(node, training.name);
 }
 
 const refused = ({ status, run }) => status === "failed" && !run;
@@ -32,7 +32,7 @@ async function attach(panel) {
     const kept = node.properties?.[KEPT];
     if (found && refused(found)) return panel.refuse(found, kept);
     if (found && !found.ended) return panel.take(found);
-    const again = found?.run && found.name === named(node);  // an example that is opened anew has the same id
+    const again = found?.run && bears(node, found.name);  // an example that is opened anew has the same id
     if (again || (kept && found?.run === kept)) {  // a page that was closed meanwhile has kept the run before
         if (kept) node.properties[KEPT] = found.run;
         return panel.take(found);
