@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import deque
 from typing import Any
 
 import comfy.model_management
@@ -136,27 +136,25 @@ class Training:
         events.send(name, {**self._who, "run": self.state["run"], **facts})
 
 
-_trainings: OrderedDict[tuple[str, str], Training] = OrderedDict()  # by prompt and node, the oldest first
+_trainings: deque[Training] = deque(maxlen=_KEPT)  # the oldest first; a node that is given a list trains several times in one prompt
 _turn = threading.Lock()
 
 
 def _remember(training: Training) -> None:
     with _turn:
-        _trainings[training.state["prompt_id"], training.state["node"]] = training
-        while len(_trainings) > _KEPT:
-            _trainings.popitem(last=False)
+        _trainings.append(training)
 
 
 def states() -> list[dict[str, Any]]:
     """Of every training that this server remembers, the newest first."""
     with _turn:
-        return [training.state for training in reversed(_trainings.values())]
+        return [training.state for training in reversed(_trainings)]
 
 
 def renamed(run: str, to: str) -> None:
     """A run that is over has another name."""
     with _turn:
-        for training in _trainings.values():
+        for training in _trainings:
             if training.over and training.state["run"] == run:
                 training.state = {**training.state, "run": to}
 
@@ -169,7 +167,7 @@ def running() -> set[str]:
 def find(run: str) -> Training:
     """The training of that run, on its way in this server. LoomError where there is none."""
     with _turn:
-        for training in reversed(_trainings.values()):
+        for training in reversed(_trainings):
             if run and training.state["run"] == run and not training.over:
                 return training
     raise LoomError(f"run {run!r} does not train in this server now: choose one that does")

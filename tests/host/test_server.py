@@ -547,6 +547,18 @@ def test_another_file_to_go_on_from_runs_again(comfy):
     assert set(outcome.executed) == {"4", "5"}
 
 
+def test_a_list_of_seeds_trains_once_for_each_and_all_are_told_of(comfy):
+    stars_in(comfy, "listed", 2)
+    graph = {key: value for key, value in workflows.toy().items() if key in "1245"}
+    graph["2"]["inputs"]["folder"] = "listed"
+    graph["5"]["inputs"].update(steps=2, sample_steps=0, name="seeds", seed=["9", 0])
+    graph["9"] = workflows.node("GetImageSize", image=["2", 1])  # a number for each picture
+    outcome = comfy.run(graph)
+    assert outcome.ending == "execution_success", outcome.error
+    told = [state for state in comfy.get("/lora_loom/state")["trainings"] if state["name"] == "seeds"]
+    assert [(state["run"], state["status"]) for state in told] == [("seeds_2", "finished"), ("seeds", "finished")]  # the newest first
+
+
 def test_names_that_are_not_ascii(comfy):
     folder = folder_of(comfy, "我的 图片 ü")
     for number, name in enumerate(["星星 一.png", "étoile.png", "ひとつ.png"]):
