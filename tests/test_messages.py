@@ -163,7 +163,7 @@ JOINED = {
     "saved 3 captions in stars/metadata.csv; 1 emptied\nwarning: LoadDataset reads other captions for as x.png and 4 more: caption_source 'auto' takes them from elsewhere":
         "已在 stars/metadata.csv 中保存 3 条标注；清空 1 条\n警告：“加载数据集”读取的标注与这里的不同（as x.png 等，另有 4 个）：标注来源 'auto' 从别处读取",
     "Error: clip is empty: PreviewSample needs it; the checkpoint may lack one, connect CLIPLoader or VAELoader":
-        "错误：CLIP 为空：“预览采样”需要它；检查点里可能没有，请连接 CLIPLoader 或 VAELoader",
+        "错误：CLIP 为空：“预览采样”需要它；底模文件里可能没有，请连接 CLIPLoader 或 VAELoader",
     "sampling before (prompts: 2)": "正在采样训练前（提示词：2 条）",
 }
 
