@@ -142,7 +142,7 @@ def test_plan_and_reports_are_whole_in_chinese(stars):
     lines = translated(plan, memory, changes, remarks, stars.report())
     assert lines[0].splitlines()[2].startswith("300 步，每步 1 x 1 张图片") and "预热 400 步不短于整个训练的 300 步" in lines[0]
     assert lines[1] == "约 3,136 MiB（基础模型 1,600，LoRA 12，优化器 24，每步 1,500；后两项可用：9,000）"
-    assert lines[2] == "所有模块使用梯度检查点、每个小批次分成 2 份"
+    assert lines[2] == "所有块使用梯度检查点、每个小批次分成 2 份"
     assert lines[3].startswith("警告：20 张图片偏少：该预设适合 40 到 80 张") or "警告：20 张图片偏少" in lines[3]
     left = re.findall("[A-Za-z]{4,}", " ".join(lines))
     assert set(left) <= {"Stable", "Diffusion", "lora", "alpha", "rank", "attention", "adamw", "cosine", "constant", "with", "warmup", "LoRA", "metadata",
