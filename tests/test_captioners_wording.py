@@ -141,5 +141,5 @@ def test_the_node_s_help_says_what_the_methods_want() -> None:
     for language in ("en", "zh"):
         page = (help_pages.DOCS / "AutoCaption" / f"{language}.md").read_text(encoding="utf-8")
         assert page == help_pages.filled(page, language), "run python tools/make_help.py"
-        assert all(f"| `{name}` |" in page for name in methods.METHODS) and all(f"`@{name}`" in page for name in labels.ORDER)
+        assert all(f"- `{name}`" in page for name in methods.METHODS) and all(f"`@{name}`" in page for name in labels.ORDER)
     assert [group.name for group in parse_groups(help_pages.EXAMPLE.strip("`"))] == ["medium", "light", "animal", "mood"]

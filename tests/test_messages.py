@@ -142,7 +142,7 @@ def test_plan_and_reports_are_whole_in_chinese(stars):
     lines = translated(plan, memory, changes, remarks, stars.report())
     assert lines[0].splitlines()[2].startswith("300 步，每步 1 x 1 张图片") and "预热 400 步不短于整个训练的 300 步" in lines[0]
     assert lines[1] == "约 3,136 MiB（基础模型 1,600，LoRA 12，优化器 24，每步 1,500；后两项可用：9,000）"
-    assert lines[2] == "所有模块使用梯度检查点、每个小批次分成 2 份"
+    assert lines[2] == "所有块使用梯度检查点、每个小批次分成 2 份"
     assert lines[3].startswith("警告：20 张图片偏少：该预设适合 40 到 80 张") or "警告：20 张图片偏少" in lines[3]
     left = re.findall("[A-Za-z]{4,}", " ".join(lines))
     assert set(left) <= {"Stable", "Diffusion", "lora", "alpha", "rank", "attention", "adamw", "cosine", "constant", "with", "warmup", "LoRA", "metadata",
@@ -163,7 +163,7 @@ JOINED = {
     "saved 3 captions in stars/metadata.csv; 1 emptied\nwarning: LoadDataset reads other captions for as x.png and 4 more: caption_source 'auto' takes them from elsewhere":
         "已在 stars/metadata.csv 中保存 3 条标注；清空 1 条\n警告：“加载数据集”读取的标注与这里的不同（as x.png 等，另有 4 个）：标注来源 'auto' 从别处读取",
     "Error: clip is empty: PreviewSample needs it; the checkpoint may lack one, connect CLIPLoader or VAELoader":
-        "错误：CLIP 为空：“预览采样”需要它；检查点里可能没有，请连接 CLIPLoader 或 VAELoader",
+        "错误：CLIP 为空：“预览采样”需要它；底模文件里可能没有，请连接 CLIPLoader 或 VAELoader",
     "sampling before (prompts: 2)": "正在采样训练前（提示词：2 条）",
 }
 

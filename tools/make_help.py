@@ -1,6 +1,6 @@
 """Keeps the nodes' help, web/js/docs/<node>/<language>.md, true: fills in what other files hold, and takes the nodes' pictures.
 
-    python tools/make_help.py              # the tables of presets, captioning methods and labels
+    python tools/make_help.py              # the lists of presets, captioning methods and labels
     python tools/make_help.py --pictures   # also a picture of each node as it is on the canvas; needs what make_workflows.py needs
 
 The pages are written by hand. What stands between <!-- name --> and <!-- /name --> comes from the files that hold it: a preset's
@@ -21,13 +21,15 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "trainer" / "presets"
 REASONS = ROOT / "tools" / "reasons.zh.json"
+NAMES = ROOT / "locales" / "zh" / "nodeDefs.json"
+UNNAMED = {"pictures": "适合的图片数"}  # no widget has it
 DOCS = ROOT / "web" / "js" / "docs"
 LABELS = ROOT / "trainer" / "captioners" / "labels"
 LISTS = ("medium", "style", "subject", "light", "palette", "composition")
 LANGUAGES = ("en", "zh")
 PRESET_WORDS = {
-    "en": ("## The presets", ": ", "For the family {}: ", " ({})"),
-    "zh": ("## 预设", "：", "{} 家族：", "（{}）"),
+    "en": ("## The presets", ": ", ", ", "For the family {}: ", " ({})"),
+    "zh": ("## 预设", "：", "，", "{} 家族：", "（{}）"),
 }
 
 
@@ -40,19 +42,28 @@ def said(why: str, language: str) -> str:
     return why if not why or language == "en" else json.loads(REASONS.read_text(encoding="utf-8"))[why]
 
 
+def called(name: str, language: str) -> str:
+    """The setting as its widget is called on a canvas of that language, too."""
+    if language == "en":
+        return f"`{name}`"
+    nodes = json.loads(NAMES.read_text(encoding="utf-8"))
+    shown = UNNAMED.get(name) or next((nodes[node]["inputs"][name]["name"] for node in ("LoRAConfig", "TrainLoRA") if name in nodes[node]["inputs"]), name)
+    return f"`{name}`" + (f" {shown}" if shown != name else "")
+
+
 def presets(language: str) -> str:
-    title, colon, family_words, brackets = PRESET_WORDS[language]
+    title, colon, comma, family_words, brackets = PRESET_WORDS[language]
     paths = sorted(PRESETS.glob("*.yaml"), key=lambda path: (path.stem != "default", path.stem))
     general, parts = reasons(paths[0].read_text(encoding="utf-8")), [title]
     for path in paths:
         text = path.read_text(encoding="utf-8")
         tree, own = yaml.safe_load(text), reasons(text)
-        rows = [f"- `{name}` **{value}**{colon}{said(own.get(name) or general.get(name, ''), language)}".rstrip(": ：") for part in tree["values"].values() for name, value in part.items()]
+        rows = [f"- {called(name, language)} **{value}**{colon}{said(own.get(name) or general.get(name, ''), language)}".rstrip(": ：") for part in tree["values"].values() for name, value in part.items()]
         parts += [f"### {tree['title'][language]} · `{path.stem.replace('_', ' ')}`", tree["description"][language], "\n".join(rows)]
         lines = []
         for family, values in (tree.get("families") or {}).items():
             why = re.search(rf"^  {family}: .*?#\s*(.*)$", text, re.MULTILINE)
-            changed = ", ".join(f"`{name}` {value}" for part in values.values() for name, value in part.items())
+            changed = comma.join(f"{called(name, language)} {value}" for part in values.values() for name, value in part.items())
             lines.append(f"- {family_words.format(family)}{changed}{brackets.format(said(why[1], language)) if why else ''}")
         parts += ["\n".join(lines)] if lines else []
     return "\n\n".join(parts)
@@ -61,21 +72,24 @@ def presets(language: str) -> str:
 # method: (folder under models/, what to look for on huggingface.co, {language: (what it writes, the files)})
 METHODS = {
     "clip_tags": ("open_clip", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", {
-        "en": ("the labels that fit best", "a folder with `open_clip_config.json` and `open_clip_model.safetensors`, or `ViT-B-32.safetensors`"),
-        "zh": ("最符合的标签", "含 `open_clip_config.json` 和 `open_clip_model.safetensors` 的文件夹，或 `ViT-B-32.safetensors`")}),
+        "en": ("the labels that fit best", "a folder with *open_clip_config.json* and *open_clip_model.safetensors*, or *ViT-B-32.safetensors*"),
+        "zh": ("最符合的标签", "含 *open_clip_config.json* 和 *open_clip_model.safetensors* 的文件夹，或 *ViT-B-32.safetensors*")}),
     "coca": ("open_clip", "laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", {
-        "en": ("a short sentence", "as `clip_tags`, or `coca_ViT-L-14.safetensors`"), "zh": ("一个短句", "同 `clip_tags`，或 `coca_ViT-L-14.safetensors`")}),
+        "en": ("a short sentence", "as `clip_tags`, or *coca_ViT-L-14.safetensors*"), "zh": ("一个短句", "同 `clip_tags`，或 *coca_ViT-L-14.safetensors*")}),
     "wd14": ("captioners", "SmilingWolf/wd-vit-tagger-v3", {
-        "en": ("Danbooru tags; raise `max_tags` to 20–40", "a folder with `selected_tags.csv` and either `model.safetensors` with `config.json`, or `model.onnx` "
+        "en": ("Danbooru tags; raise `max_tags` to 20–40", "a folder with *selected_tags.csv* and either *model.safetensors* with *config.json*, or *model.onnx* "
                "(which needs `pip install onnxruntime`)"),
-        "zh": ("Danbooru 标签；建议把 `max_tags` 调到 20–40", "含 `selected_tags.csv`，以及 `model.safetensors` 加 `config.json`，或 `model.onnx`（需要 `pip install onnxruntime`）的文件夹")}),
+        "zh": ("Danbooru 标签；建议把“最多标签数”调到 20–40", "含 *selected_tags.csv*，以及 *model.safetensors* 加 *config.json*，或 *model.onnx*（需要 `pip install onnxruntime`）的文件夹")}),
     "vision_llm": ("LLM", "florence-community/Florence-2-base · Qwen/Qwen2.5-VL-3B-Instruct · fancyfeast/llama-joycaption-beta-one-hf-llava · "
                    "Salesforce/blip-image-captioning-large", {
         "en": ("a text, as `instruction` says", "the whole folder, weights as safetensors, not quantized; or no model and a CLIP that reads pictures and writes text "
                "(Qwen3-VL, Gemma) connected to `clip`"),
-        "zh": ("按 `instruction` 写的一段文字", "整个文件夹，权重为 safetensors，未量化；也可以不选模型，把能看图写字的 CLIP（Qwen3-VL、Gemma）接到 `clip`")}),
+        "zh": ("按“指令”写的一段文字", "整个文件夹，权重为 safetensors，未量化；也可以不选模型，把能看图写字的 CLIP（Qwen3-VL、Gemma）接到“CLIP”")}),
 }
-METHOD_WORDS = {"en": ("method", "what it writes", "put into", "files", "for example, on huggingface.co"), "zh": ("方法", "写出什么", "放在", "文件", "例如（huggingface.co）")}
+METHOD_WORDS = {
+    "en": ("- `{}`: {}\n  - into *models/{}*: {}\n  - on huggingface.co, for example: {}", ", "),
+    "zh": ("- `{}`：{}\n  - 放进 *models/{}*：{}\n  - 可从 huggingface.co 获取，例如 {}", "、"),
+}
 LABEL_WORDS = {
     "en": ("## How labels are written", "For `clip_tags`. A line is a group, and the words of a group compete with each other:",
            "`@name` stands for a list that comes along; a line of your own under the same name adds to it:"),
@@ -90,9 +104,9 @@ mood max=1 threshold=0.3: calm, tense, joyful
 
 
 def methods(language: str) -> str:
-    head = METHOD_WORDS[language]
-    rows = [f"| `{name}` | {says[language][0]} | `models/{folder}` | {says[language][1]} | {source} |" for name, (folder, source, says) in METHODS.items()]
-    return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *rows])
+    """A list, its files in italics: a table is several times as wide as the panel that shows the page, and long names as code are wider than it."""
+    item, between = METHOD_WORDS[language]
+    return "\n".join(item.format(name, says[language][0], folder, says[language][1], source.replace(" · ", between)) for name, (folder, source, says) in METHODS.items())
 
 
 def labels(language: str) -> str:

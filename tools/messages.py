@@ -22,7 +22,7 @@ SILENT = {"schema", "widget", "output", "info", "warning", "debug", "exception",
 # What reads like a message and reaches no page: headers, names and values that stay as they are, prompts for models, the log, ComfyUI's own errors
 OTHERS = {
     "private, max-age=31536000, immutable", "private, no-cache", "private, max-age=60", "{} again {}",
-    "all linear", "all linear+conv", "as loaded", "Toy base", "Stable Diffusion 1.5", "Stable Diffusion 2.x", "Stable Diffusion 3.x", "folder name",
+    "all linear", "all linear+conv", "as loaded", "Stable Diffusion 1.5", "Stable Diffusion 2.x", "Stable Diffusion 3.x", "folder name",
     "of this node", "aesthetic score", "Trained with LoRA Loom", "{}\nstep {}, seed {}", "a photo of {{}}", "a picture of {{}}", "an image with {{}}",
     "Write a descriptive caption for this image in one paragraph.", "step skipped", "will not fit", "out of memory", "sample failed", "checkpoint failed",
     "state failed",

@@ -241,7 +241,7 @@ WORKFLOWS = {
         "rows": [[("Pictures \u00b7 图片", [("note", 400, 560)]), ("", [("1", 340, 720), ("2", 340, 430)]),
                   ("Captions \u00b7 标注", [("3", 420, 740)]), ("", [("4", 400, 400)])]]},
     "dataset_check": {
-        "graph": check, "title": {"2": "The pictures \u00b7 图片", "4": "What was left out, and why \u00b7 略去了什么，为什么",
+        "graph": check, "title": {"2": "The pictures \u00b7 图片", "4": "What was left out, and why \u00b7 剔除了什么，为什么",
                                     "6": "As they would be trained on \u00b7 训练时的样子"},
         "rows": [[("Pictures \u00b7 图片", [("note", 400, 600)]), ("", [("1", 340, 720), ("2", 340, 430)]),
                   ("Filter \u00b7 筛选", [("3", 400, 560), ("4", 400, 560)]), ("Variants \u00b7 变体", [("5", 360, 0), ("6", 360, 700)])]]},

@@ -180,7 +180,7 @@ def test_the_help_panel_shows_page_and_picture(page, nodes, language):
     page.evaluate(LOCALE, language)
     page.reload()  # pages of help are fetched in the language that the page has begun with
     workflows.loaded(page)
-    for kind in ("LoRAConfig", "LoadDataset"):
+    for kind in ("LoRAConfig", "LoadDataset", "AutoCaption"):
         title = (DOCS / kind / f"{language}.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         page.evaluate(SHOW, kind)
         if not page.locator(".node-help-content").count():
@@ -191,4 +191,6 @@ def test_the_help_panel_shows_page_and_picture(page, nodes, language):
         assert images == images[:1] and images[0] > 300 and lines >= len(inputs(nodes[kind]))
         text = page.evaluate("() => document.querySelector('.node-help-content').textContent")
         assert "<!--" not in text and "![" not in text
+        width, room = page.evaluate("() => { const { scrollWidth, clientWidth } = document.querySelector('.node-help-content'); return [scrollWidth, clientWidth]; }")
+        assert width < 1.1 * room, f"{kind}/{language}.md is wider than the panel, as a table is"
     page.evaluate(LOCALE, "en")

@@ -1,6 +1,7 @@
 """A Chinese page: what the server says is Chinese in the live panel, in a node and in what routes refuse."""
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -99,3 +100,25 @@ def test_refusals_of_routes_are_chinese_and_what_is_no_message_is_not_touched(co
         return [found, translated(found)];
     }""")
     assert english[0].startswith("rank 0 is below 1") and CHINESE.search(english[1])
+
+
+BOXES = """() => {
+    const { graph } = window.app, kinds = Object.entries(LiteGraph.registered_node_types).filter(([, { nodeData }]) => nodeData?.category === "LoRA Loom").map(([kind]) => kind);
+    return kinds.flatMap((kind) => {
+        const node = LiteGraph.createNode(kind);
+        graph.add(node);
+        const said = (node.widgets ?? []).filter((w) => w.element?.tagName === "TEXTAREA").map((w) => [`${kind}.${w.name}`, w.element.placeholder]);
+        graph.remove(node);
+        return said;
+    });
+}"""
+
+
+def test_empty_text_boxes_say_their_chinese_names(page) -> None:
+    names = json.loads((host.PACK / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    said = dict(page.evaluate(BOXES))
+    assert said["TrainLoRA.sample_prompts"] == "样图提示词：每行一条" and said["PreviewSample.negative"] == "反向提示词"
+    assert len(said) >= 9
+    for box, placeholder in said.items():
+        kind, name = box.split(".")
+        assert placeholder.startswith(names[kind]["inputs"][name]["name"]), box

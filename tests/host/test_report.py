@@ -202,6 +202,6 @@ def test_the_report_is_drawn_in_chinese(comfy, page):
     open_graph(page, graph(min_similarity=0.22))
     run(page)
     drawn = page.evaluate(LOOK)[1]
-    assert "4 张图片" in drawn["text"] and "无法使用" in drawn["rows"] and "被筛选略去" in drawn["rows"] and "undefined" not in drawn["text"]
+    assert "4 张图片" in drawn["text"] and "无法使用" in drawn["rows"] and "被筛选剔除" in drawn["rows"] and "undefined" not in drawn["text"]
     assert "Cannot" not in drawn["text"] and "1 个文件无法使用" in drawn["text"]
     setting(page, "Comfy.Locale", "en")

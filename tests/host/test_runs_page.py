@@ -499,6 +499,8 @@ def test_light_theme_chinese_and_a_narrow_bar(comfy, page):
     runs.locator(".compare").click()
     page.locator("dialog.runs .plot canvas").wait_for()
     keep(page, comfy, "zh_light_comparison")
+    page.locator("dialog.runs label", has_text="所有设置").locator("input").check()
+    assert page.locator("dialog.runs th[scope=row]", has_text="适合的图片数 · pictures").count() == 1
     page.keyboard.press("Escape")
     page.set_viewport_size({"width": 700, "height": 500})  # as a window at 200 %
     page.evaluate("() => { document.querySelector('.loom-runs').style.width = '240px'; }")

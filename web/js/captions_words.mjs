@@ -25,7 +25,7 @@ const WORDS = {
     zh: {
         upload: "上传图片…", drop: "或将图片、文件夹、zip 拖到这里", dropNow: "松开即上传", edit: "编辑标注…", cancel: "取消", close: "关闭",
         newFolder: "ComfyUI input 目录中的新文件夹", folderName: "名称", mended: "有的系统不允许该名称，已改为可用的名称。", files: (n, size) => `${n} 个文件，${size}`, start: "上传",
-        sending: (percent) => `正在上传 ${percent} %`, checking: "正在检查图片…", cancelled: "已取消上传，未保留任何文件。",
+        sending: (percent) => `正在上传 ${percent}%`, checking: "正在检查图片…", cancelled: "已取消上传，未保留任何文件。",
         done: (n, folder) => `${n} 个文件已存入 input/${folder}`, refused: (n) => `${n} 个未导入`, refusedTitle: "未导入的文件及原因", notesTitle: "已上传，请留意",
         nothing: "没有上传任何文件", lost: "连接中断，未保留任何文件。", chooseFolder: "请先选择文件夹。",
         noDataset: "连接“加载数据集”后，这里会显示它的标注。", openAll: (n) => `编辑 ${n} 条标注…`, noCaption: "无标注", captioned: (n, of, all) => (of < all ? `前 ${of} 张中 ${n} 张有标注` : of && n === of ? "全部有标注" : `${n} 张有标注`),

@@ -18,8 +18,8 @@ const WORDS = {
 // id: [title, 标题]
 const FOUND = {
     broken: ["Cannot be used", "无法使用"],
-    too_small: ["Left out as too small", "太小，已略去"],
-    filtered: ["Left out by a filter", "被筛选略去"],
+    too_small: ["Left out as too small", "太小，未参与训练"],
+    filtered: ["Left out by a filter", "被筛选剔除"],
     reading: ["Reading the folder", "读取文件夹"],
     copies: ["Same file twice", "重复文件"],
     alike: ["Almost the same", "几乎相同"],
@@ -27,7 +27,7 @@ const FOUND = {
     blurred: ["Blurred", "模糊"],
     dark: ["Nearly black", "过暗"],
     bright: ["Nearly white", "过亮"],
-    flat: ["Without contrast", "缺少对比"],
+    flat: ["Without contrast", "对比度过低"],
     clipped: ["Mostly pure black or white", "大片纯黑或纯白"],
     enlarged: ["Enlarged", "被放大"],
     smaller: ["Trained smaller", "以较小尺寸训练"],

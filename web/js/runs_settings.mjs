@@ -45,7 +45,7 @@ export function settingsOf(runs) {
         for (const row of rows) {
             if (row.part !== part) lines.push(el("tr", { className: "part" }, el("th", { scope: "rowgroup", colSpan: runs.length + 1, textContent: w.parts?.[row.part] ?? row.part })));
             part = row.part;
-            lines.push(line([settingName(row.name), row.name].filter(Boolean).join(" · "), row.values.map(shown), row.differs && whole.checked && !one ? "differs" : ""));
+            lines.push(line([settingName(row.name) || w.names?.[row.name], row.name].filter(Boolean).join(" · "), row.values.map(shown), row.differs && whole.checked && !one ? "differs" : ""));
         }
         body.replaceChildren(...lines);
         none.hidden = one || differ > 0 || whole.checked || !all.length;

@@ -47,6 +47,7 @@ const WORDS = {
         upTo: (step) => `截至第 ${step} 步`, slider: "按步查看", allSteps: "所有步", atStep: (step) => `第 ${step} 步`, picture: (number) => `样图 ${number}`, noSamples: "没有样图：请在“训练 LoRA”中设置“每隔几步画样图”。", bestMark: "最佳",
         all: "所有设置", same: "所有设置都相同。", differ: (count, all) => `${all} 项设置中有 ${count} 项不同`, foreign: "设置来自 LoRA Loom 的其他版本，原样显示：", yes: "开", no: "关", nothing: "无",
         parts: { adapter: "LoRA", optim: "优化", loss: "损失", train: "训练", data: "数据", output: "输出", samples: "样图" },
+        names: { pictures: "适合的图片数" },
         fact: { status: "状态", started: "开始", seconds: "用时", step: "步数", loss: "损失", best: "最佳验证", model: "模型", family: "模型家族", pictures: "图片", lora: "LoRA 文件", bytes: "占用空间" },
     },
 };

@@ -12,7 +12,7 @@ const WORDS = {
     zh: {
         savePreset: "保存为预设…", presetName: "预设名称", loadSettings: "从 config.yaml 载入设置…",
         saved: (name) => `预设“${name}”已保存。`, loaded: (name) => `已填入 ${name} 中的设置。`, failed: "LoRA Loom",
-        replace: (name) => `预设“${name}”已存在，要替换吗？`, noLora: (name) => `ComfyUI 的 loras 文件夹中没有 ${name}（init_lora），已略去。`,
+        replace: (name) => `预设“${name}”已存在，要替换吗？`, noLora: (name) => `ComfyUI 的 loras 文件夹中没有 ${name}，“起始 LoRA”没有填入。`,
         more: (n, changed) => `▸ 更多设置（${n} 项）${changed ? ` · 已改 ${changed} 项` : ""}`, fewer: "▾ 收起设置",
     },
 };
