@@ -49,12 +49,15 @@ def test_an_error_and_a_plan_are_chinese_in_the_live_panel(comfy, page) -> None:
     keep(page, comfy, "error")
     page.keyboard.press("Escape")
     live.start(page, "right", steps=3)
+    page.evaluate("""() => { window.loomRoom = ""; new MutationObserver(() => { window.loomRoom ||= document.querySelector(".loom-live .room").textContent; })
+        .observe(document.querySelector(".loom-live .room"), {childList: true}); }""")
     page.evaluate("window.app.queuePrompt(0)")
     live.until(page, "() => document.querySelector('.loom-live')?.dataset.status === 'finished'")
     live.until(page, "() => [...document.querySelectorAll('.loom-live .says p')].some((p) => /^已完成：第 3 步，共 3 步，平滑损失 [\\d.]+。已保存为 right.safetensors。/.test(p.textContent))")
     plan = page.locator(".loom-live .says .plan").inner_text().splitlines()
     assert plan[1].startswith("20 张图片，重复后 20 张") and plan[2].startswith("3 步，每步 1 x 1 张图片") and "学习率" in plan[3]
-    memory = [line for line in page.locator(".loom-live .says p").all_inner_texts() if line.startswith("内存")]
+    memory = [line for line in page.locator(".loom-live .says p").all_inner_texts() if line.startswith("占用")]
+    assert re.match(r"内存 [\d.]+ GB", page.evaluate("() => window.loomRoom"))  # what ComfyUI held while it trained
     assert memory and "基础模型" in memory[0] and "base model" not in memory[0]
     page.evaluate("() => document.querySelector('.loom-live .says .plan').scrollIntoView()")
     keep(page, comfy, "plan")

@@ -21,7 +21,7 @@ const WORDS = {
         other: (compare) => `此图是之前画的：按“运行”改为比较${compare === "prompts" ? "提示词" : "强度"}`, first: (count) => `只用 ${count} 条提示词中的第一条；把“比较”设为 prompts 可画出全部`,
         clearTip: "不选择时，以最新一步、强度 1 继续", look: "放大", lookTip: "放大（空格键）", chooseThis: "选择这一张", isChosen: "已选择",
         keys: "方向键移动，回车选择，Esc 关闭", undrawn: "尚未画出",
-        notes: { damaged: (n) => `${n.file} 无法读取，已略去`, alone: () => "本次训练只保存了一个 LoRA：在“LoRA 设置”中设置“每隔几步保存”，才有多个步可选",
+        notes: { damaged: (n) => `${n.file} 无法读取，已跳过`, alone: () => "本次训练只保存了一个 LoRA：在“LoRA 设置”中设置“每隔几步保存”，才有多个步可选",
             other_run: (n) => `所选属于训练 ${n.chosen}，这里是 ${n.run}：请重新点选`, gone: (n) => `之前选的 ${n.file} 已不存在：请重新点选` },
     },
 };

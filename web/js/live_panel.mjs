@@ -177,7 +177,7 @@ export class Panel {
         if (this.over && s.seconds) facts.push(w.took(duration(s.seconds)));
         if (s.smoothed_loss ?? s.loss) facts.push(`${w.loss} ${number(s.smoothed_loss ?? s.loss)}`);
         this.facts.textContent = this.facts.title = facts.join(" · ");
-        this.room.textContent = running && s.memory ? `${s.memory.device} ${gigabytes(s.memory.used)} / ${gigabytes(s.memory.total)}` : "";
+        this.room.textContent = running && s.memory ? `${w.device?.[s.memory.device] ?? s.memory.device} ${gigabytes(s.memory.used)} / ${gigabytes(s.memory.total)}` : "";
         this.bar.style.width = s.steps ? `${(100 * s.step) / s.steps}%` : "0";
         this.chart.draw(this.curve, s.phase === "encode" ? 0 : s.steps);
         for (const [action, button] of Object.entries(this.buttons)) {
