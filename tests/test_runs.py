@@ -225,7 +225,7 @@ def test_a_record_of_another_hand_takes_no_list_away(tmp_path: Path) -> None:
         for value in _ODD:
             written.write_text(json.dumps({name: value}))
             found = _strict(reading.summary(tmp_path / "a"))
-            assert found["name"] == "a" and isinstance(found["step"], int) and isinstance(found["curve"], list)
+            assert found["name"] == "a" and isinstance(found["step"], int) and isinstance(found["curve"], list) and isinstance(found["started"], (int, float)) and isinstance(found["status"], str)
             assert isinstance(record.Record(tmp_path / "a").facts["seconds"], float)
         for text in ("NaN", "-Infinity", "1e999"):
             written.write_text(f'{{"{name}": {text}, "fix": {{"rank": {text}}}, "curve": [[1, {text}]]}}')

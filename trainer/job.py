@@ -106,6 +106,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.dev
     dataset, held = _divided(whole, config)
     each, total = steps_per_epoch(dataset, config, family), total_steps(dataset, config, family)
     seen = total * config.train.batch_size * config.train.gradient_accumulation_steps / max(1, len(dataset.pictures))
+    often = f"{seen:.0f}" if seen >= 10 else f"{seen:.1f}"
     remarks = remarks_on(config, total, device)
     unused = [f"epochs {config.train.epochs} is not used: steps {config.train.steps} decides, set it to 0 to count by epochs"]
     return "\n".join([
@@ -114,7 +115,7 @@ def plan(family: Family, dataset: Dataset, config: LoomConfig, device: torch.dev
         f"{len(dataset.pictures)} pictures, {dataset.per_epoch} with repeats{' + mirrored' if dataset.flip else ''}, in buckets "
         + ", ".join(f"{w}x{h}: {n}" for (w, h), n in buckets(dataset, family).items()),
         f"{total} steps of {config.train.batch_size} x {config.train.gradient_accumulation_steps} pictures, {each} steps an epoch, "
-        f"{total / each:.1f} epochs: each picture is seen about {seen:.0f} times",
+        f"{total / each:.1f} epochs: each picture is seen about {often} times",
         f"{config.optim.optimizer} at {config.optim.learning_rate:g}, {config.optim.scheduler} with {config.optim.warmup_steps} warm-up steps, "
         f"{_loss_in_words(config.loss, family)}, captions dropped {config.loss.caption_dropout:.0%}, seed {config.train.seed}",
         *([f"validation every {config.train.validation_steps} steps on {f'{len(held.pictures)} pictures held out' if held else 'the training pictures'}"]
