@@ -84,8 +84,7 @@ def _told(run: Path, now: set[str]) -> dict[str, Any]:
             found["fix"] = as_widgets(found["fix"])
         except TypeError:  # of another hand
             found["fix"] = {}
-    found.pop("host", None)
-    return found
+    return {name: value for name, value in found.items() if name not in ("host", "digests", "version")}  # of no use outside
 
 
 def _lora(file: Any) -> tuple[str, int]:

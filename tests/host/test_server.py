@@ -559,6 +559,43 @@ def test_a_list_of_seeds_trains_once_for_each_and_all_are_told_of(comfy):
     assert [(state["run"], state["status"]) for state in told] == [("seeds_2", "finished"), ("seeds", "finished")]  # the newest first
 
 
+def documented(start: str) -> set[str]:
+    """The words in code of the row of docs/api.md that begins so."""
+    rows = [row for row in (PACK / "docs" / "api.md").read_text(encoding="utf-8").splitlines() if row.startswith("|") and start in row.split("|")[1]]
+    assert rows, start
+    return {word for row in rows for word in re.findall(r"[a-z_]+", " ".join(re.findall("`([^`]*)`", row)))}
+
+
+def test_every_field_that_is_sent_is_documented(comfy):
+    """What it says of events and routes is what comes."""
+    stars_in(comfy, "schema", 6)
+    graph = training("schema", name="schema")
+    graph["4"]["inputs"] |= {"save_steps": 2, "validation_steps": 2, "validation_split": 0.2}
+    graph["5"]["inputs"] |= {"steps": 6, "sample_steps": 3, "sample_prompts": "a star"}
+    outcome = comfy.run(graph)
+    well(outcome)
+    wrong = comfy.run({**graph, "5": {**graph["5"], "inputs": {**graph["5"]["inputs"], "steps": 0, "epochs": 0, "name": "schema wrong"}}})
+    common = documented("`node`, `prompt_id`") | documented("`workflow`") | documented("`name`, `run`")
+    seen: dict[str, set[str]] = {}
+    for kind, data in [*outcome.messages, *wrong.messages]:
+        if kind.startswith("lora_loom."):
+            seen.setdefault(kind.removeprefix("lora_loom."), set()).update(data)
+    assert {"preparing", "started", "progress", "memory", "estimate", "sample", "checkpoint", "saved", "ended"} <= set(seen)
+    missing = {name: fields - common - documented(f"`{name}`") for name, fields in seen.items()}
+    assert not any(missing.values()), missing
+
+    run = documented("GET /lora_loom/run?name=") | (runs := documented("GET /lora_loom/runs"))
+    found = comfy.get("/lora_loom/run?name=schema")
+    listed = comfy.get("/lora_loom/runs")
+    assert set(found) <= run, set(found) - run
+    assert set(listed) | {name for one in listed["runs"] for name in one} <= runs, ({name for one in listed["runs"] for name in one} | set(listed)) - runs
+    columns = set(comfy.get("/lora_loom/run/curve?name=schema"))
+    assert columns <= documented("GET /lora_loom/run/curve"), columns
+    state = {name for one in comfy.get("/lora_loom/state")["trainings"] for name in one}
+    words = set(re.findall(r"[a-z_]+", (PACK / "docs" / "api.md").read_text(encoding="utf-8")))
+    assert state <= words, state - words
+
+
 def test_names_that_are_not_ascii(comfy):
     folder = folder_of(comfy, "我的 图片 ü")
     for number, name in enumerate(["星星 一.png", "étoile.png", "ひとつ.png"]):
