@@ -15,6 +15,7 @@ from typing import Any
 
 import folder_paths
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from ..trainer.data import edits, thumbnails, upload
 from ..trainer.data.captions import SOURCES
@@ -91,7 +92,7 @@ async def _receive(request: web.Request, work: Path) -> list[tuple[str, Path]]:
                         raise LoomError(f"the upload has more than {MAX_TOTAL / 2**30:.0f} GB: send it in parts")
                     await asyncio.to_thread(file.write, chunk)
             files.append((part.filename, path))
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, HttpProcessingError) as error:
         raise error if isinstance(error, LoomError) else LoomError(f"the upload is no valid multipart/form-data ({error}): send it again") from error
     return files
 
@@ -176,7 +177,7 @@ def _made_of(name: str | None) -> dict[str, str]:
 
 
 def dataset_folder(name: Any) -> Path:
-    if not isinstance(name, str) or not name.isprintable():
+    if not isinstance(name, str) or any(ord(c) < 32 or 0xd800 <= ord(c) < 0xe000 for c in name):
         raise LoomError(f"folder {name!r} is no name: give a folder that LoadDataset lists")
     if name.startswith("/") or any(part.startswith(".") for part in name.replace("\\", "/").split("/")):
         raise LoomError(f"folder {name!r} is none that LoadDataset lists: give one of those")

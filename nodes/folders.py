@@ -99,7 +99,8 @@ def run(name: Any) -> Path:
     except LoomError:
         raise gone from None
     path = runs() / name
-    if not (path / "config.yaml").is_file() or os.path.realpath(path) != os.path.join(os.path.realpath(runs()), name):
+    config = path / reading.CONFIG
+    if not config.is_file() or config.is_symlink() or os.path.realpath(path) != os.path.join(os.path.realpath(runs()), name):
         raise gone
     return path
 

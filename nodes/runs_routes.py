@@ -154,8 +154,7 @@ def rename(given: dict[str, Any]) -> dict[str, Any]:
 
 def trash(given: dict[str, Any]) -> dict[str, Any]:
     """{run} -> {name, trashed}: moved to the trash in the runs' folder, from which `restore` brings it back. The LoRA file stays."""
-    run, place = folders.run(given.get("run")), None
-    bin_ = run.parent / TRASH
+    run, place, bin_ = folders.run(given.get("run")), None, _bin()
     try:
         with _claimed(run) as hold:
             _undrawn(run)
@@ -170,8 +169,7 @@ def trash(given: dict[str, Any]) -> dict[str, Any]:
 
 def restore(given: dict[str, Any]) -> dict[str, Any]:
     """{trashed} -> {name}: back among the runs, under its name or the next that is free."""
-    name = given.get("trashed")
-    bin_ = folders.runs() / TRASH
+    name, bin_ = given.get("trashed"), _bin()
     if not isinstance(name, str) or name.startswith(".") or name not in (os.listdir(bin_) if bin_.is_dir() else []):
         raise LoomError(f"run {str(name)[:80]!r} is not in the trash: give a name that `trash` has given")
     wrong, place = f"run {name!r} cannot be brought back", None
@@ -186,6 +184,13 @@ def restore(given: dict[str, Any]) -> dict[str, Any]:
     return {"name": place.name}
 
 
+def _bin() -> Path:
+    path = folders.runs() / TRASH
+    if path.is_symlink():
+        raise LoomError(f"the trash {TRASH!r} in the runs' folder is a link: remove the link, and a folder will be made in its place")
+    return path
+
+
 def _unused(place: Path | None) -> None:
     """What was to take a run in goes, as long as it is empty."""
     if place is not None:
@@ -195,7 +200,7 @@ def _unused(place: Path | None) -> None:
 
 def empty_trash(_given: dict[str, Any]) -> dict[str, Any]:
     """Removes for good what was moved to the trash."""
-    bin_, failed = folders.runs() / TRASH, []
+    bin_, failed = _bin(), []
     if bin_.is_dir():
         shutil.rmtree(bin_, onerror=lambda _call, path, info: failed.append((path, info[1])))
     if failed:
@@ -226,6 +231,8 @@ def _keep(run: Path, file: Any) -> Path:
     known = isinstance(file, str) and file in {c["file"] for c in reading.checkpoints(run)} and not source.is_symlink()
     if not known and not (final and file == final and (loras / final).is_file()):
         raise LoomError(f"checkpoint {str(file)[:80]!r} is not in run {run.name!r}: give a file that GET /lora_loom/run lists")
+    if known and not saved.readable(source):
+        raise LoomError(f"checkpoint {file!r} cannot be read: it is damaged; choose another")
     path = _copied(source, loras) if known else loras / final
     facts = record.read(run)
     if facts.get("lora") != path.name:

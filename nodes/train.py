@@ -1,6 +1,8 @@
 """TrainLoRA: trains on the checkpoint that ComfyUI holds, and hands the result to the same graph."""
 from __future__ import annotations
 
+import math
+
 from ..trainer import job
 from ..trainer.config import LoomConfig, SampleConfig, TrainConfig
 from ..trainer.names import check_name
@@ -89,7 +91,12 @@ class TrainLoRA(io.ComfyNode):
             training.ended(result.stopped, result.report, result.path.name)
             trained, trained_clip = base.with_lora(result.lora)
             told = {"run": result.run_folder.name, "lora": result.path.name, "report": result.report, "samples": [path.name for path in result.samples]}
-            return io.NodeOutput(trained, trained_clip, result.lora, {"loss": result.losses}, str(result.path), ui={UI: [told]})
+            return io.NodeOutput(trained, trained_clip, result.lora, {"loss": _plottable(result.losses)}, str(result.path), ui={UI: [told]})
+
+
+def _plottable(losses: list[float]) -> list[float]:
+    """ComfyUI's own plot divides by the range of the losses: where they are all the same, as that of a single step, one is the next larger number."""
+    return losses if len(set(losses)) != 1 else [*losses, math.nextafter(losses[-1], math.inf)]
 
 
 def _checkpoint(prompt: dict | None, node_id) -> str:

@@ -126,6 +126,30 @@ def plan(run: Path, compare: str = "strengths", strengths=(0.5, 1.0), prompts=("
     return grid.plan(run, compare, saved.saved_steps(run, loras(run))[0], list(strengths), list(prompts), width, 64, facts)
 
 
+def test_pictures_of_others_beside_the_grid_stay(run):
+    (run / grid.FOLDER).mkdir()
+    for number in range(60):
+        (run / grid.FOLDER / f"mine{number}.json").write_text("{}")
+    plan(run).keep()
+    assert len(list((run / grid.FOLDER).glob("mine*.json"))) == 60 and len(list((run / grid.FOLDER).glob("*.json"))) == 61
+
+
+def test_a_grid_that_is_a_link_is_neither_written_nor_read(run, tmp_path):
+    (tmp_path / "outside").mkdir()
+    wanted = plan(run)
+    (tmp_path / "outside" / f"{wanted.keys[0][0]}.jpg").write_bytes(b"theirs")
+    (tmp_path / "outside" / f"{wanted.id}.json").write_text(json.dumps(wanted.written()))
+    (run / grid.FOLDER).symlink_to(tmp_path / "outside")
+    with pytest.raises(LoomError, match="is a link"):
+        wanted.keep()
+    for asked in ("", wanted.id):
+        with pytest.raises(LoomError, match="no such grid"):
+            grid.read(run, asked)
+    with pytest.raises(LoomError, match="is not in run"):
+        grid.picture(run, wanted.keys[0][0])
+    assert len(list((tmp_path / "outside").iterdir())) == 2
+
+
 def test_a_key_stands_for_all_that_the_picture_depends_on(run):
     first = plan(run)
     assert (len(first.keys), len(first.keys[0])) == (6, 2) and len({key for row in first.keys for key in row}) == 12

@@ -232,6 +232,32 @@ def test_a_record_of_another_hand_takes_no_list_away(tmp_path: Path) -> None:
             _strict(reading.summary(tmp_path / "a"))
 
 
+def test_links_lead_out_of_no_run(tmp_path: Path) -> None:
+    outside = lines(tmp_path / "outside", 3)
+    (outside / "run.json").write_text('{"report": "theirs"}')
+    (outside / "samples").mkdir()
+    (outside / "samples" / "step000001_1.png").write_bytes(b"")
+    (outside / "checkpoints").mkdir()
+    (outside / "checkpoints" / "x_step000001.safetensors").write_bytes(b"")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    home = lines(runs / "a", 0)
+    for name in ("run.json", "samples", "checkpoints", "metrics.jsonl"):
+        (home / name).unlink(missing_ok=True)
+        (home / name).symlink_to(outside / name)
+    found = reading.summary(home)
+    assert "report" not in found and found["curve"] == [] and found["sample"] is None
+    assert reading.samples(home) == [] and reading.checkpoints(home) == [] and reading.curve(home, 10)["step"] == []
+    (runs / "whole").symlink_to(outside)
+    (runs / "b").mkdir()
+    (runs / "b" / "config.yaml").symlink_to(outside / "config.yaml")
+    assert reading.names(runs) == ["a"]
+    (home / held.FILE).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError):
+        held.Hold(home)
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_metrics_of_another_hand_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     folder = lines(tmp_path / "a", 2)
     with open(folder / "metrics.jsonl", "a") as file:

@@ -122,6 +122,26 @@ def test_captions_that_only_look_odd_go_in(send):
     assert done.refused == () and set(texts) < set(done.files)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-16-be", "cp1251"])
+def test_a_caption_in_an_unknown_encoding_is_told_to_be_one(send, encoding):
+    text = "это кот" if encoding == "cp1251" else "un café noir"
+    done = send({"a.png": PNG, "a.txt": text.encode(encoding)})
+    assert "save it as UTF-8" in reasons(done)["a.txt"] and done.files == ("a.png",)
+
+
+def test_names_that_systems_make_are_taken(send):
+    """A screenshot of macOS has a narrow space before PM, emoji are joined, tar begins with ./ and old Windows folders end with a space."""
+    names = ["Screenshot 2024-05-01 at 3.45.10\u202fPM.png", "a\u00a0b.png", "\U0001f469\u200d\U0001f469\u200d\U0001f467.png", "گربه\u200cها.png"]
+    loose = send({name: picture("PNG", number) for number, name in enumerate(names)})
+    assert loose.refused == () and set(loose.files) == set(names)
+    assert len(read_dataset(loose.folder, min_size=32).pictures) == len(names)
+    table = "file_name,text\nmy pics /c.png,a cat\n./a.png,a dog\n"
+    packed = send({"x.zip": zipped({"./a.png": picture("PNG", 7), "./a.txt": b"a star", "my pics /c.png": picture("PNG", 8), "metadata.csv": table.encode()})})
+    assert packed.refused == () and set(packed.files) == {"a.png", "a.txt", "my pics/c.png", "metadata.csv"}
+    assert "my pics/c.png,a cat" in (packed.folder / "metadata.csv").read_text()
+    assert send({f"{hidden}.png": PNG for hidden in ("a\u202eb", "a\u2028b")}).folder is None
+
+
 def test_a_file_gets_the_suffix_of_what_it_is(send):
     table = "stars,file_name,text\n5,one.png,\"a cat, red\"\n4,two.webp,b\n"
     lines = '{"file_name": "one.png", "text": "一", "n": 1}\n'

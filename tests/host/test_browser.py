@@ -112,6 +112,29 @@ def test_a_preset_fills_the_widgets(page):
     assert widget(page, 4, "targets") == "attention+ff" and widget(page, 4, "rank") == 24
 
 
+def test_a_preset_and_its_values_are_one_step_of_undo(page):
+    """The page takes note of the graph when the mouse is released, before the values have come."""
+    open_workflow(page, "toy_base_train_and_generate")
+    state = lambda: (widget(page, 4, "preset"), widget(page, 4, "rank"), widget(page, 5, "steps"), widget(page, 4, "caption_dropout"))
+    states = [state()]
+    for preset in ("illustration style", "product photo"):
+        page.evaluate("""async (value) => {
+            const widget = window.app.graph.getNodeById(4).widgets.find((w) => w.name === "preset");
+            widget.value = value;
+            const done = widget.callback(value), tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker;
+            (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+            await done;
+        }""", preset)
+        page.wait_for_timeout(500)
+        states.append(state())
+    assert len(set(states)) == 3 and states[1][0] == "illustration style" and states[2][0] == "product photo"
+    for key, wanted in (("z", states[1]), ("z", states[0]), ("y", states[1]), ("y", states[2])):
+        page.evaluate("() => window.app.canvas.canvas.focus()")
+        page.keyboard.press(f"Control+{key}")
+        page.wait_for_timeout(1200)
+        assert state() == wanted, key
+
+
 def test_an_api_file_keeps_its_own_values(page):
     """The page calls a widget's callback for each value that it reads from there, as if it were chosen."""
     prompt = workflows.WORKFLOWS["toy_base_train_and_generate"]["graph"]()

@@ -378,6 +378,27 @@ def test_what_someone_else_wrote_is_not_lost(comfy, page):
     close(page)
 
 
+def test_what_was_written_for_a_picture_that_is_gone_is_told(comfy, page):
+    folder = pictures(comfy, "going", ["zero", "one", "two"])
+    dialog = editor(page, "going")
+    for caption in ("mine 0", "mine 1"):
+        page.keyboard.press("Enter")
+        page.keyboard.press("Control+a")
+        page.keyboard.type(caption)
+        page.keyboard.press("Enter")
+        page.keyboard.press("ArrowRight")
+    for name in ("1.png", "1.txt"):
+        (folder / name).unlink()
+    page.keyboard.press("Control+s")
+    notice = dialog.locator(".notice", has_text="changed on disk")
+    notice.wait_for()
+    assert "1.png is no longer in the folder; you had written: mine 1" in notice.text_content()
+    assert captions(dialog) == ["mine 0", "two"] and (folder / "0.txt").read_text() == "zero"
+    page.keyboard.press("Control+s")
+    dialog.locator("footer", has_text="saved 1 caption").wait_for()
+    close(page)
+
+
 def test_a_thousand_pictures(comfy, page):
     folder = comfy.base / "input" / "many"
     folder.mkdir()

@@ -56,6 +56,8 @@ ASK = """async (work) => {
     ("caption.mode = 4; filter.mode = 4;", "lora_loom_stars"),  # bypassed
     ("filter.mode = 2;", None),  # muted: nothing comes
     ("load.mode = 2;", None),
+    ("load.mode = 4;", None),  # it has nothing to pass on
+    ("config.mode = 4;", "lora_loom_stars"),
     ("inside(load);", "lora_loom_stars"),
     ("inside(load, filter, caption);", "lora_loom_stars"),
     ("inside(train);", "lora_loom_stars"),

@@ -389,6 +389,11 @@ def test_the_routes_of_runs(comfy) -> None:
     assert ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": saved["file"]})[1] == found, "the same once more is the same file"
     assert comfy.get("/lora_loom/run?name=watched")["lora"] == found["lora"]
     assert ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": "resume.safetensors"})[0] == 400
+    broken = folder / "watched" / "checkpoints" / "watched_step000888.safetensors"
+    broken.write_bytes(b"no LoRA at all")
+    status, refused = ask(comfy, "/lora_loom/run/keep", {"run": "watched", "file": broken.name})
+    assert status == 400 and "damaged" in refused["error"] and comfy.get("/lora_loom/run?name=watched")["lora"] == found["lora"]
+    broken.unlink()
 
     # what is in the trash, and is no run; what another process trains; many at once
     (folder / ".trash").mkdir(exist_ok=True)

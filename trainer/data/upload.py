@@ -123,7 +123,7 @@ class _New:
         self.poll()
         self._count(len(data))
         try:
-            wanted = safe_path(given)
+            asked, wanted = unicodedata.normalize("NFC", given), safe_path(given)
             name = _fit(wanted, data)
             self._claim(name, wanted)
             self._place(name, data)
@@ -134,8 +134,8 @@ class _New:
             self.texts.append(name)
         else:
             self.pictures[name] = hashlib.sha256(data).hexdigest()
-        if name != wanted:
-            self.renamed[wanted] = name
+        if name != asked.removeprefix("./"):
+            self.renamed[asked.removeprefix("./")] = name
 
     def notes(self) -> list[str]:
         first: dict[str, str] = {}
@@ -182,14 +182,16 @@ class _Full(LoomError):
 
 
 def safe_path(given: str) -> str:
-    """The name, relative and with posix slashes, in composed characters, if no system can be led out of the folder by it. Raises LoomError."""
+    """The name, relative and with posix slashes, in composed characters, if no system can be led out of the folder by it; folders without the spaces and
+    dots behind that Windows drops. Raises LoomError."""
     if given.startswith("/"):
         raise LoomError("its name is an absolute path: only names inside the folder are taken")
-    parts = unicodedata.normalize("NFC", given).split("/")
+    parts = unicodedata.normalize("NFC", given).removeprefix("./").split("/")  # tar says ./cat.png
     if ".." in parts:
         raise LoomError("its name leads out of the folder: only names inside it are taken")
     if len(parts) > MAX_DEPTH + 1 or len(given) > MAX_NAME:
         raise LoomError(f"its name has {len(parts) - 1} folders and {len(given)} characters: up to {MAX_DEPTH} and {MAX_NAME} are taken")
+    parts = [part if part == ".." else part.rstrip(" .") or part for part in parts[:-1]] + parts[-1:]
     for part in parts:
         check_name(part, "an uploaded file", MAX_PART)
     return "/".join(parts)
@@ -205,6 +207,8 @@ def _fit(name: str, data: bytes) -> str:
         if what:
             raise LoomError(_refusal(what))
         return _fit_text(path, data)
+    zeros = data.count(0)  # UTF-16 of Latin letters is half of them
+    foreign = path.suffix.lower() in MAX_TEXT and not start.startswith(tuple(begins for begins, _ in _BINARY)) and (not zeros or zeros > len(data) / 3)
     damaged = path.suffix.lower() in (*SUFFIXES, ".zip")
     what = next((what for begins, what in _MARKUP + _BINARY if start.startswith(begins)),
                 "damaged, or not what its name says" if damaged else "neither a picture nor caption text")
@@ -214,6 +218,8 @@ def _fit(name: str, data: bytes) -> str:
             right = _SUFFIXES[image.format]
     except Image.UnidentifiedImageError as error:
         avif = data[4:12] in (b"ftypavif", b"ftypavis")
+        if foreign and not avif:
+            raise LoomError("its characters are neither UTF-8 nor GBK, nor UTF-16 with its mark: save it as UTF-8") from error
         raise LoomError(reason("x.avif", error) if avif else _refusal(what)) from error
     except Exception as error:
         raise LoomError(reason(name, error)) from error

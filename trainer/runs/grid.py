@@ -118,9 +118,11 @@ class Grid:
     def keep(self) -> None:
         """Its layout goes to disk, and what is older than enough grids goes away."""
         folder = self.run / FOLDER
+        if folder.is_symlink():
+            raise LoomError(f"folder {FOLDER!r} of run {self.run.name!r} is a link: ChooseCheckpoint draws into the run's own folder; remove the link")
         folder.mkdir(exist_ok=True)
         for suffix, most in _KEPT.items():
-            files = sorted(folder.glob(f"*{suffix}"), key=lambda path: -path.stat().st_mtime)
+            files = sorted((path for path in folder.glob(f"*{suffix}") if _KEY.fullmatch(path.stem)), key=lambda path: -path.stat().st_mtime)
             own = {key for row in self.keys for key in row}
             for path in files[most:]:
                 if path.stem not in own:
@@ -143,6 +145,8 @@ def read(run: Path, id_: str = "") -> dict[str, Any]:
     folder = run / FOLDER
     files = [folder / f"{id_}.json"] if _KEY.fullmatch(id_) else sorted(folder.glob("*.json"), key=lambda p: -p.stat().st_mtime)[:1] if not id_ else []
     try:
+        if files[0].is_symlink() or folder.is_symlink():  # not the run's own
+            raise LookupError
         found = json.loads(files[0].read_text(encoding="utf-8"))
         found["run"] = run.name  # it may have been renamed
         found["drawn"] = [[(folder / f"{key}.jpg").is_file() for key in row] for row in found["keys"]]
@@ -155,7 +159,7 @@ def picture(run: Path, key: Any) -> bytes:
     """The cell's JPEG. LoomError for anything else."""
     path = run / FOLDER / f"{key}.jpg"
     try:
-        if isinstance(key, str) and _KEY.fullmatch(key) and not path.is_symlink():
+        if isinstance(key, str) and _KEY.fullmatch(key) and not path.is_symlink() and not path.parent.is_symlink():
             return path.read_bytes()
     except OSError:
         pass

@@ -26,7 +26,7 @@ class Hold:
     def __init__(self, run: Path) -> None:
         self._path = run / FILE
         while True:
-            self._file = open(self._path, "ab")
+            self._file = _open(self._path, os.O_CREAT)
             if not (_lock(self._file) or time.sleep(0.1) or _lock(self._file)):  # whoever looks whether it is held has it for a moment
                 self._file.close()
                 raise LoomError(f"run {run.name!r} is being trained by another process: wait for its end, or stop it there")
@@ -51,10 +51,15 @@ class Hold:
 def is_held(run: Path) -> bool:
     """Whether some process trains that run; False where the file system has no locks."""
     try:
-        with open(run / FILE, "r+b") as file:
+        with _open(run / FILE) as file:
             return not _lock(file)
     except OSError:
         return False
+
+
+def _open(path: Path, flags: int = 0) -> IO[bytes]:
+    """No link is followed: its target would come to be."""
+    return os.fdopen(os.open(path, os.O_RDWR | flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o644), "r+b")
 
 
 def _lock(file: IO[bytes]) -> bool:

@@ -1,4 +1,4 @@
-"""Runs as they lie on disk, for whoever lists and compares them: nothing is asked of the process that made them."""
+"""Runs as they lie on disk, for whoever lists and compares them: nothing is asked of the process that made them, and links are not followed out of a run."""
 from __future__ import annotations
 
 import contextlib
@@ -17,6 +17,7 @@ from PIL import Image
 from ..errors import LoomError
 from . import checkpoint, record
 
+CONFIG = "config.yaml"
 CURVES = ("loss", "smoothed_loss", "learning_rate", "grad_norm")
 MOST_POINTS = 5_000
 _SAMPLE = re.compile(r"step(\d+)_(\d+)\.png")
@@ -35,6 +36,8 @@ class Metrics:
         self.validation: list[tuple[int, float]] = []
 
     def refresh(self) -> Metrics:
+        if self.path.is_symlink():
+            return self
         try:
             with open(self.path, "rb") as file:
                 stat = os.fstat(file.fileno())
@@ -111,7 +114,7 @@ def names(runs_folder: Path) -> list[str]:
     found = []
     for path in runs_folder.iterdir() if runs_folder.is_dir() else ():
         with contextlib.suppress(OSError):  # removed meanwhile
-            if not path.name.startswith(".") and (path / "config.yaml").is_file():
+            if not path.name.startswith(".") and not path.is_symlink() and (path / CONFIG).is_file() and not (path / CONFIG).is_symlink():
                 found.append((path.stat().st_mtime, path.name))
     return [name for _, name in sorted(found, reverse=True)]
 
@@ -137,8 +140,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 def samples(run: Path) -> list[dict[str, Any]]:
     """[{file, step, number}] in the order they were drawn; number is the prompt's, from 1."""
-    folder = run / "samples"
-    found = [(match, match[0]) for match in map(_SAMPLE.fullmatch, os.listdir(folder) if folder.is_dir() else []) if match]
+    found = [(match, match[0]) for match in map(_SAMPLE.fullmatch, _files(run / "samples")) if match]
     return sorted(({"file": file, "step": int(match[1]), "number": int(match[2])} for match, file in found), key=lambda s: (s["step"], s["number"]))
 
 
@@ -159,7 +161,7 @@ def _prompt(path: Path) -> str:
 def checkpoints(run: Path) -> list[dict[str, Any]]:
     """[{file, step, kind, bytes}] of the LoRA files on the way, by step; kind is step, saved, best or latest; the last two know no step (None)."""
     found, folder = [], run / "checkpoints"
-    for name in os.listdir(folder) if folder.is_dir() else []:
+    for name in _files(folder):
         match = _CHECKPOINT.fullmatch(name)
         if match:
             with contextlib.suppress(OSError):  # an older one may have made room for a newer one
@@ -168,9 +170,13 @@ def checkpoints(run: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda c: (c["step"] is None, c["step"] or 0, c["file"]))
 
 
+def _files(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
+
+
 def config_text(run: Path) -> str:
     try:
-        return (run / "config.yaml").read_text(encoding="utf-8")
+        return (run / CONFIG).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LoomError(f"run {run.name!r} has no readable config.yaml ({error}): its settings cannot be shown") from error
 

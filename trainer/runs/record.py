@@ -83,6 +83,8 @@ def _finite(text: str) -> float | None:
 def read(run: Path) -> dict[str, Any]:
     """What `Record` wrote; empty where there is none or a damaged one. Another hand may have been at it: what does not look like ours is left out."""
     try:
+        if (run / FILE).is_symlink():
+            return {}
         found = json.loads((run / FILE).read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except (OSError, ValueError, RecursionError):
         return {}

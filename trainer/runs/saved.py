@@ -60,6 +60,15 @@ def _saved(path: Path, kind: str, step: int | None) -> Saved:
                  facts.get("sshs_model_hash") or f"{stat.st_size} {stat.st_mtime_ns}")
 
 
+def readable(path: Path) -> bool:
+    """Whether it is a whole safetensors file."""
+    try:
+        _saved(path, "", 0)
+    except (OSError, SafetensorError, ValueError):
+        return False
+    return True
+
+
 def evenly(saved: list[Saved], most: int) -> list[Saved]:
     """At most `most` of them, evenly chosen, the first and the last among them; of one alone the last."""
     if len(saved) <= most:

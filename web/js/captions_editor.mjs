@@ -160,10 +160,11 @@ class Editor {
     async #merge() {
         try {
             const { model, w } = this, before = new Map(model.rows.map((row) => [row.name, row.caption])), whole = await server.listAll(this.folder, this.source);
-            const both = model.rebase(whole.pictures), theirs = whole.pictures.filter((row) => before.get(row.name) !== row.caption).length - both.length;
+            const { both, gone } = model.rebase(whole.pictures), theirs = whole.pictures.filter((row) => before.get(row.name) !== row.caption).length - both.length;
             this.fingerprint = whole.fingerprint;
             const onDisk = model.rows.filter((row) => both.includes(row.name)).map((row) => w.onDisk(row.name, row.caption));
-            this.notice([w.conflict(theirs, both.length), ...onDisk].join("\n"), false, both.length ? [[w.takeTheirs(both.length), () => model.takeTheirs(both)]] : []);
+            const lost = gone.map(([name, caption]) => w.goneWith(name, caption));
+            this.notice([w.conflict(theirs, both.length), ...onDisk, ...lost].join("\n"), false, both.length ? [[w.takeTheirs(both.length), () => model.takeTheirs(both)]] : []);
         } catch (error) {
             this.notice(error.message, true);
         }

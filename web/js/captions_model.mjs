@@ -70,14 +70,15 @@ export class Captions extends EventTarget {
         this.refilter();
     }
 
-    // The folder as it is on disk now. What nobody edited here follows it; returns the names that both have changed: theirs are in `rows`.
+    // The folder as it is on disk now. What nobody edited here follows it. {both: names that both have changed, theirs are in `rows`; gone: [name, caption] of edits whose picture is gone}
     rebase(rows) {
         const before = new Map(this.rows.map((row) => [row.name, row.caption])), edits = this.edits;
         this.rows = rows;
         this.now = new Map(rows.map((row) => [row.name, edits.get(row.name) ?? row.caption]));
         this.selected = new Set([...this.selected].filter((name) => this.now.has(name)));
         this.refilter();
-        return rows.filter((row) => edits.has(row.name) && before.get(row.name) !== row.caption && edits.get(row.name) !== row.caption).map((row) => row.name);
+        const both = rows.filter((row) => edits.has(row.name) && before.get(row.name) !== row.caption && edits.get(row.name) !== row.caption).map((row) => row.name);
+        return { both, gone: [...edits].filter(([name]) => !this.now.has(name)) };
     }
 
     takeTheirs(names) {

@@ -19,7 +19,7 @@ const WORDS = {
         made: (n) => `Made by Auto Caption and not saved yet: ${n === 1 ? "one caption" : `${n} captions`}. Look through, then save.`,
         willReplace: "Auto Caption's “existing” is set to replace: its next run writes over these captions. Set it to keep.",
         conflict: (theirs, both) => `The folder has changed on disk since it was opened; nothing was saved. Taken over from there: ${theirs}${both ? `; edited in both places: ${both}` : ""}. Save again to write yours.`,
-        onDisk: (name, caption) => `${name} on disk: ${caption || "no caption"}`, takeTheirs: (n) => `Take the ${n} from disk`, unsaved: (n) => (n === 1 ? "One edited caption is not saved." : `${n} edited captions are not saved.`), discard: "Discard", stay: "Keep editing",
+        onDisk: (name, caption) => `${name} on disk: ${caption || "no caption"}`, goneWith: (name, caption) => `${name} is no longer in the folder; you had written: ${caption}`, takeTheirs: (n) => `Take the ${n} from disk`, unsaved: (n) => (n === 1 ? "One edited caption is not saved." : `${n} edited captions are not saved.`), discard: "Discard", stay: "Keep editing",
         keys: "Arrows move · Space selects · Enter edits · Tab next · L looks from near · Ctrl+A all · Ctrl+Z undo · Ctrl+S save", look: "Look from near (L)", none: "No picture fits the filter.", broken: "cannot be read",
     },
     zh: {
@@ -39,7 +39,7 @@ const WORDS = {
         made: (n) => `“自动打标”生成的 ${n} 条标注尚未保存：请检查后保存。`,
         willReplace: "“自动打标”的“已有标注”设为 replace：下次运行会覆盖这些标注，请改为 keep。",
         conflict: (theirs, both) => `打开之后磁盘上的文件夹有改动，尚未保存。已采用磁盘上的 ${theirs} 处改动${both ? `；有 ${both} 条两边都改过` : ""}。再次保存即写入你的修改。`,
-        onDisk: (name, caption) => `${name} 磁盘上为：${caption || "（无标注）"}`, takeTheirs: (n) => `改用磁盘上的 ${n} 条`, unsaved: (n) => `有 ${n} 条修改尚未保存。`, discard: "放弃", stay: "继续编辑",
+        onDisk: (name, caption) => `${name} 磁盘上为：${caption || "（无标注）"}`, goneWith: (name, caption) => `${name} 已不在文件夹中，你写的是：${caption}`, takeTheirs: (n) => `改用磁盘上的 ${n} 条`, unsaved: (n) => `有 ${n} 条修改尚未保存。`, discard: "放弃", stay: "继续编辑",
         keys: "方向键移动 · 空格选择 · 回车编辑 · 编辑时 Tab 到下一张 · L 放大 · Ctrl+A 全选 · Ctrl+Z 撤销 · Ctrl+S 保存", look: "放大查看（L）", none: "没有符合筛选条件的图片。", broken: "无法读取",
     },
 };

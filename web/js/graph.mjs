@@ -25,7 +25,7 @@ const linked = (input) => input?.link !== null && input?.link !== undefined;
 
 // The input that a bypassed node passes on at an output, as ComfyUI chooses it.
 function passedOn(node, slot, type) {
-    const { inputs } = node, may = window.LiteGraph.isValidConnection, fits = (input) => may(input.type, node.outputs[slot]?.type) && may(input.type, type);
+    const { inputs } = node, may = (one, other) => window.LiteGraph.isValidConnection(one, other), fits = (input) => may(input.type, node.outputs[slot]?.type) && may(input.type, type);
     if (type === "*" || type === "") return inputs[slot] ?? inputs[0];
     if (inputs[slot] && fits(inputs[slot])) return inputs[slot];
     return inputs.find((input) => input.type === type) ?? inputs.find(fits);

@@ -4,6 +4,17 @@ import { here, valuesOf } from "./graph.mjs";
 
 const TEXT = 110;  // pixels of the graph
 
+// What `work` changes is one step of the page's undo, however long it takes.
+export async function changing(work) {
+    app.canvas.emitBeforeChange?.();
+    try {
+        return await work();
+    } finally {
+        app.canvas.setDirty(true, true);
+        app.canvas.emitAfterChange?.();
+    }
+}
+
 // `then` follows what was there; the answer is that of what was there.
 export function after(object, method, then) {
     const before = object[method];

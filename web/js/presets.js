@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { at, fillConfig, settle } from "./config_fill.mjs";
 import { everyNode, here, root, trainersOf, valuesOf } from "./graph.mjs";
-import { after } from "./node.mjs";
+import { after, changing } from "./node.mjs";
 import { allPresets, savePreset } from "./presets_api.mjs";
 import { ask, say, sure, words } from "./settings.mjs";
 import { fill, list, widgetOf } from "./widgets.mjs";
@@ -19,6 +19,10 @@ let loading = false;  // an API file, whose own values count
 async function choose(node) {
     const { preset: was, family: wasFamily } = node.loomChosen, chosen = at(node, "preset"), family = at(node, "family"), byFamily = chosen === was;
     if (loading || (byFamily && family === wasFamily)) return settle(node);
+    return changing(async () => take(node, { was, wasFamily, chosen, family, byFamily }));  // the name and its values
+}
+
+async function take(node, { was, wasFamily, chosen, family, byFamily }) {
     const presets = await allPresets(), preset = presets[chosen];
     if (node.graph?.getNodeById(node.id) !== node) return;  // another graph has been opened meanwhile
     if (at(node, "preset") !== chosen || at(node, "family") !== family) return;  // another choice has been made
@@ -48,7 +52,8 @@ async function save(node) {
 }
 
 async function load(node, file) {
-    if (await fillConfig(node, await file.text())) say("success", words().loaded(file.name));
+    const text = await file.text();
+    if (await changing(() => fillConfig(node, text))) say("success", words().loaded(file.name));
 }
 
 function pick(node) {

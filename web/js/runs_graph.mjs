@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { fillConfig } from "./config_fill.mjs";
 import { configOf, everyNode, root, settable } from "./graph.mjs";
 import { words as live } from "./live_words.mjs";
+import { changing } from "./node.mjs";
 import { oneRun } from "./runs_api.mjs";
 import { words } from "./runs_words.mjs";
 import { say } from "./settings.mjs";
@@ -13,17 +14,6 @@ const NAMING = { TrainLoRA: { widget: "resume", property: "lora_loom_run" }, Cho
 const LOADERS = ["LoraLoader", "LoraLoaderModelOnly"];
 const selected = () => Object.values(app.canvas.selected_nodes ?? {});
 const title = (kind) => window.LiteGraph.registered_node_types[kind]?.title ?? kind;
-
-// One step of the page's undo.
-async function changing(work) {
-    app.canvas.emitBeforeChange?.();
-    try {
-        return await work();
-    } finally {
-        app.canvas.setDirty(true, true);
-        app.canvas.emitAfterChange?.();
-    }
-}
 
 // The node of that kind that is meant: the selected one, or the only one. Null after saying why there is none.
 function meant(kind) {

@@ -41,7 +41,7 @@ function suggestion(files) {
 
 // As a folder may be called on every system, as far as it is known here: the server has the rule (trainer/names.py).
 const RESERVED = /^(con|prn|aux|nul|conin\$|conout\$|com[1-9]|lpt[1-9]) *(\.|$)/i;
-const allowed = (name) => name.replace(/[\\/:*?"<>|\p{C}]/gu, "_").replace(/^[ .]+|[ .]+$/g, "").replace(RESERVED, "my_$&");
+const allowed = (name) => name.replace(/[\\/:*?"<>|\p{Cc}\p{Cs}\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu, "_").replace(/^[ .]+|[ .]+$/g, "").replace(RESERVED, "my_$&");
 
 export function askName(files) {
     return new Promise((resolve) => {
