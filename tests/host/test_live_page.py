@@ -513,6 +513,51 @@ def test_another_workflow_s_training_is_not_shown(comfy, page) -> None:
     assert status(page) == "idle", text(page, ".head b")
 
 
+def test_a_run_that_failed_of_a_setting_is_not_resumed_once_the_setting_is_mended(comfy, page) -> None:
+    """Resuming would set the setting back."""
+    start(page, "explodes", steps=60, learning_rate=1.0)
+    page.evaluate("() => { window.app.graph._nodes.find((n) => n.comfyClass === 'LoRAConfig').widgets.find((w) => w.name === 'warmup_steps').value = 0; }")
+    page.evaluate("() => { window.app.queuePrompt(0); }")
+    until(page, "() => document.querySelector('.loom-live')?.dataset.status === 'failed' && document.querySelector('.loom-live .head b').textContent.includes('explodes')")
+    page.keyboard.press("Escape")
+    fix = page.locator(".loom-live .buttons .strong")
+    fix.wait_for()
+    assert "learning_rate" in fix.inner_text()
+    fix.click()
+    until(page, "() => document.querySelector('.loom-live .says p')?.textContent === 'Set. Press Run.'")
+    assert page.locator(".loom-live .buttons button", has_text="Resume").is_hidden()
+    page.evaluate(SET, ["learning_rate", 1.0])  # as it was: the way out is offered again
+    fix.wait_for()
+    keep(page, comfy, "explodes")
+
+
+def test_a_key_on_a_control_deletes_no_node(comfy, page) -> None:
+    start(page, "keys", steps=3)
+    page.evaluate("() => window.app.canvas.selectNodes([window.app.graph._nodes.find((n) => n.comfyClass === 'TrainLoRA')])")
+    count = page.evaluate("() => window.app.graph._nodes.length")
+    for key in ("Delete", "Backspace"):
+        page.locator(".loom-live .time input").focus()
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
+        assert page.evaluate("() => window.app.graph._nodes.length") == count, key
+
+
+def test_a_run_that_is_in_the_trash_is_said_to_be_where_it_should_go_on(comfy, page) -> None:
+    start(page, "binned", steps=400)
+    page.evaluate("() => { window.app.queuePrompt(0); }")
+    until(page, "() => document.querySelector('.loom-live')?.dataset.phase === 'train'")
+    page.locator(".loom-live .buttons button", has_text="Stop").click()
+    until(page, "() => document.querySelector('.loom-live .head b')?.textContent === 'Stopped · binned' || document.querySelector('.loom-live')?.dataset.status === 'stopped'")
+    page.locator(".loom-live .buttons button", has_text="Resume").click()
+    until(page, "() => document.querySelector('.loom-live .buttons').innerText.includes('resume is set')")
+    assert ask(comfy, "/lora_loom/run/trash", {"run": "binned"})[0] == 200
+    page.evaluate("() => { window.app.queuePrompt(0); }")
+    until(page, "() => document.querySelector('.loom-live .says .error')?.textContent.includes('is no run in')")
+    page.keyboard.press("Escape")
+    keep(page, comfy, "trashed")
+    assert page.locator(".loom-live .buttons .strong").is_visible()  # set resume to none
+
+
 def test_two_workflows_of_one_example_show_their_own_training(comfy, page) -> None:
     """They have the same id: the name tells them apart, also while one trains, and the one that trains keeps it when its name is changed meanwhile."""
     start(page, "twin_one", steps=40)

@@ -80,7 +80,7 @@ def list_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
         largest = max(side for _, _, side in small)
         also = f" and {len(broken)} cannot be read" if broken else ""
         raise LoomError(f"all {len(small)} pictures in {str(folder)!r} are below min_size {min_size}{also}: the largest shorter side is {largest}; "
-                        f"lower LoadDataset.min_size to {largest} or less, or add larger pictures")
+                        f"lower LoadDataset.min_size to {largest} or less, or add larger pictures", {"min_size": largest})
     if not pictures:
         raise LoomError(all_broken(folder, broken))
     used = {source_of[p.name] for p in pictures if p.caption}

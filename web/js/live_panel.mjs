@@ -73,6 +73,9 @@ export class Panel {
         return Object.keys(this.state.fix ?? {}).every((name) => had[name] === undefined || String(had[name]) === String(fixedNow(this.node, name)));
     }
 
+    // A run has failed of a setting that is another by now.
+    get mended() { return this.state.status === "failed" && Object.keys(this.state.fix ?? {}).length > 0 && !this.stands(); }
+
     get continues() { return this.run && giver(here(this.node), "resume").widget?.value === this.run; }
 
     // A training ended before it had begun: `last` is the run that is shown again.
@@ -100,7 +103,7 @@ export class Panel {
             const { step, ...facts } = found, prompts = found.settings?.samples.sample_prompts ?? [];
             if (this.over && this.state.phase === "encode") this.state.step = 0;  // it counted pictures
             // what has ended is as its record says; what runs is as its events say
-            this.state = alone || this.rests ? { ...this.state, ...facts } : { ...facts, ...this.state, started: found.started };
+            this.state = alone || this.rests ? { ...this.state, smoothed_loss: undefined, ...facts } : { ...facts, ...this.state, started: found.started };
             this.state.step = Math.max(step, this.state.step);
             this.state.run = name;
             this.curve.load(curve);
@@ -156,7 +159,7 @@ export class Panel {
 
     // What the graph says of the panel may have changed.
     look() {
-        const seen = JSON.stringify([this.way().error, this.continues]);
+        const seen = JSON.stringify([this.way().error, this.continues, this.mended]);
         if (seen !== this.seen) this.soon();
         this.seen = seen;
     }
@@ -184,19 +187,19 @@ export class Panel {
             button.disabled = action === "stop" ? !running : !(s.status === "running" && s.phase === "train") || this.asked === action;
             button.textContent = this.asked === action ? w.asked : w[action];
         }
-        const mends = mendable(this.node, way.fix);
+        const mends = mendable(this.node, way.fix), mended = this.mended && !mends;
         this.fix.hidden = !mends;
         [this.fix.textContent, this.fix.title] = mends ? fixText(this.node, way.fix) : ["", ""];
-        this.resume.hidden = !(this.over && s.resumable) || mends;
+        this.resume.hidden = !(this.over && s.resumable) || mends || mended;  // it would go on with what it failed of
         this.resume.disabled = this.continues;
         this.resume.textContent = this.continues ? w.resumed : w.resume;
         for (const button of Object.values(this.buttons)) button.hidden = mends || !this.resume.hidden;
-        this.tell(w, s, refused ? way.error : "");
+        this.tell(w, s, refused ? way.error : "", mended);
     }
 
     // Errors first, then what was said before and on the way, the newest first.
-    tell(w, s, refused) {
-        const lines = [], known = translated(refused);
+    tell(w, s, refused, mended) {
+        const lines = mended && !refused ? [["", w.applied]] : [], known = translated(refused);
         if (refused) lines.push(["error", refused]);
         if (this.rests) lines.push(...this.before.lines.filter(([kind, text]) => text !== known && (s.status === "idle" || kind === "error")));
         if (refused && s.run) lines.push(["", w.above(s.run)]);

@@ -77,6 +77,8 @@ export function addView(node, name, element, { width = 0, height, fixed = false,
     const widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, hideInPanel: true, ...room, ...options });
     widget.serialize = false;
     element.addEventListener("focusin", intoSight);
+    // a key meant for a control deletes no node
+    element.addEventListener("keydown", (event) => { if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation(); });
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], node.computeSize()[1])]);
     return widget;
 }
