@@ -5,7 +5,9 @@ import math
 
 from ..trainer import job
 from ..trainer.config import LoomConfig, SampleConfig, TrainConfig
+from ..trainer.errors import LoomError
 from ..trainer.names import check_name
+from ..trainer.runs import checkpoint
 from . import events, folders, graph, live, quality
 from .schema import NONE, Config, Dataset, LoraModel, LossMap, Open, io, output, schema, widget
 
@@ -73,6 +75,11 @@ class TrainLoRA(io.ComfyNode):
         return events.verdict(check_name, name)
 
     @classmethod
+    def fingerprint_inputs(cls, resume=NONE, **values) -> str:
+        """A run that has been stopped again goes on again; one that is over is taken from the cache, as long as it is there."""
+        return "" if resume in (None, NONE) else _state_of(resume)
+
+    @classmethod
     def execute(cls, model, clip, vae, dataset, config, steps, epochs, learning_rate, batch_size, seed, name, resume=NONE,
                 sample_steps=0, sample_prompts="", sample_negative="", sample_seed=0, sample_cfg=0.0) -> io.NodeOutput:
         from ..trainer.backbones.comfy import open_model
@@ -85,13 +92,30 @@ class TrainLoRA(io.ComfyNode):
                                              "sample_negative": sample_negative, "sample_seed": sample_seed, "sample_cfg": sample_cfg})
             base = open_model(model, clip, vae, _checkpoint(cls.hidden.prompt, cls.hidden.unique_id))
             training.warn(quality.remarks(base, dataset, config))
-            resume = "" if resume in (None, NONE) else resume  # a run that goes on has all that it needs of init_lora
+            resume = "" if resume in (None, NONE) else resume
+            if resume:
+                _taken_up[resume] = _state_of(resume)
+            # a run that goes on has all that it needs of init_lora
             result = job.train(base, dataset, config, loras_folder=folders.loras(), runs_folder=folders.runs(), hooks=training.hooks(),
                                init_lora=None if resume else folders.lora(config.adapter.init_lora), resume=resume)
             training.ended(result.stopped, result.report, result.path.name)
             trained, trained_clip = base.with_lora(result.lora)
             told = {"run": result.run_folder.name, "lora": result.path.name, "report": result.report, "samples": [path.name for path in result.samples]}
             return io.NodeOutput(trained, trained_clip, result.lora, {"loss": _plottable(result.losses)}, str(result.path), ui={UI: [told]})
+
+
+_taken_up: dict[str, str] = {}  # run -> the state that it was taken up from last, by which ComfyUI knows the result
+
+
+def _state_of(run: str) -> str:
+    """Changes with the state that the run would go on from; never raises."""
+    try:
+        stat = (folders.run(run) / checkpoint.FILE).stat()
+    except LoomError:
+        return "gone"
+    except OSError:  # it has finished
+        return _taken_up.get(run, "finished")
+    return f"{stat.st_mtime_ns} {stat.st_size}"
 
 
 def _plottable(losses: list[float]) -> list[float]:

@@ -397,6 +397,34 @@ def test_a_cancelled_run_goes_on_where_it_was(comfy):
     assert len((comfy.base / "output" / "lora_loom" / "goes_on" / "metrics.jsonl").read_text().splitlines()) == 40
 
 
+def test_a_run_that_is_stopped_again_goes_on_again(comfy):
+    """The same prompt each time: ComfyUI must not take it from its cache as long as the run is not over, nor train anew once it is."""
+    def stopped_at(step: int, **train) -> int:
+        pressed = []
+
+        def stop(kind, data):
+            if kind == "lora_loom.progress" and data["phase"] == "train" and data["step"] >= step and not pressed:
+                pressed.append(comfy.post("/lora_loom/control", {"run": data["run"], "action": "stop"}))
+
+        outcome = comfy.run(training(steps=400, name="thrice", **train), on_message=stop)
+        well(outcome)
+        assert "5" in outcome.executed
+        return comfy.get("/lora_loom/run?name=thrice")["step"]
+
+    first = stopped_at(2)
+    second = stopped_at(first + 2, resume="thrice")
+    third = stopped_at(second + 2, resume="thrice")
+    assert first < second < third < 400
+    trashed = comfy.post("/lora_loom/run/trash", {"run": "thrice"})["trashed"]
+    assert "is no run in" in comfy.run(training(steps=400, name="thrice", resume="thrice")).error
+    comfy.post("/lora_loom/run/restore", {"trashed": trashed})
+    rest = training(steps=third + 2, name="thrice", resume="thrice")
+    well(over := comfy.run(rest))
+    assert "5" in over.executed and comfy.get("/lora_loom/run?name=thrice")["status"] == "finished"
+    well(again := comfy.run(rest))
+    assert again.executed == []  # its result is there
+
+
 def test_a_run_that_another_process_trains_is_not_taken_for_a_broken_one(comfy):
     good_run(comfy)
     runs = comfy.base / "output" / "lora_loom"
