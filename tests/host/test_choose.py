@@ -393,11 +393,11 @@ def test_the_grid_in_chinese_and_in_the_light_theme(comfy, page):
     setting(page, "Comfy.Locale", "zh")
     page.wait_for_function("() => document.querySelector('.loom-choose')?.innerText.includes('步')", timeout=60_000)  # the page opens the graph anew for it, in its own time
     setting(page, "Comfy.ColorPalette", "light")
-    open_graph(page, graph("seen", compare="prompts", prompts=f"{STAR}\n{CIRCLE}\na green triangle on a white background\na blue ring", strengths="1", seed=22), 300)
+    open_graph(page, graph("seen", compare="prompts", prompts=f"{STAR}\n{CIRCLE}\na green triangle on a white background\na blue ring", strengths="0.5, 1", seed=22), 300)
     press_run(page)
     drawn = page.evaluate(LOOK)
     assert drawn["drawn"] == 8 and drawn["across"][1] == STAR and drawn["across"][0] == "步数 \\ 提示词" and drawn["down"][1] == "4最后" and drawn["wide"] > 0  # it scrolls
-    assert drawn["says"] == ["尚未选择：将使用第 4 步（强度 1）"] and "undefined" not in json.dumps(drawn)
+    assert drawn["says"] == ["尚未选择：将使用第 4 步（强度 1）", "以强度 1 绘制（“强度”中的最后一个）"] and "undefined" not in json.dumps(drawn)
     page.evaluate("() => { document.querySelector('.loom-choose .board').scrollTo(60, 40); }")
     page.wait_for_timeout(400)
     stuck = page.evaluate("() => [...document.querySelectorAll('.loom-choose .down')].map((e) => e.getBoundingClientRect().left - document.querySelector('.loom-choose .board').getBoundingClientRect().left)")

@@ -185,6 +185,7 @@ export class GridPanel {
         const compare = valueOf(here(this.node), "compare"), prompts = (valueOf(here(this.node), "prompts") ?? "").split("\n").filter((line) => line.trim()).length;
         if (layout && s.status !== "drawing" && compare && layout.compare !== compare) lines.push(["soft", w.other(compare)]);
         else if (layout && compare === "strengths" && prompts > 1) lines.push(["soft", w.first(prompts)]);
+        if (layout?.compare === "prompts" && (valueOf(here(this.node), "strengths") ?? "").split(/[,，、;；\s]+/).filter(Boolean).length > 1) lines.push(["soft", w.drawnAt(layout.columns[0].strength)]);
         for (const note of s.notes ?? []) lines.push(["warning", w.notes[note.id]?.(note) ?? note.text]);
         const key = JSON.stringify(lines);
         if (key === this.told) return;  // a text that is being read or marked stays
