@@ -159,13 +159,14 @@ export class Panel {
 
     // What the graph says of the panel may have changed.
     look() {
-        const seen = JSON.stringify([this.way().error, this.continues, this.mended]);
-        if (seen !== this.seen) this.soon();
-        this.seen = seen;
+        if (this.sight !== this.seen) this.soon();
     }
+
+    get sight() { return JSON.stringify([this.way().error, this.continues, this.mended]); }
 
     render() {
         const w = words(), s = this.state, train = s.phase === "train" || this.over, running = s.status === "running" || s.status === "preparing";
+        this.seen = this.sight;
         const way = this.way(), refused = this.refusal !== null && way === this.refusal, status = refused ? "failed" : s.status;
         const wrong = s.status === "idle" && !refused && Boolean(this.before.wrong);
         Object.assign(this.element.dataset, { status, phase: s.phase ?? "" });
