@@ -92,15 +92,14 @@ def cache() -> Path:
 def run(name: Any) -> Path:
     """The folder of the run of that name. LoomError for anything else."""
     gone = LoomError(f"run {str(name)[:80]!r} is not there, or has another name by now: choose one of those in the list of runs (GET /lora_loom/runs)")
-    if not isinstance(name, str) or name.startswith("."):
+    if not isinstance(name, str):
         raise gone
     try:
         check_name(name, "run", 240)
     except LoomError:
         raise gone from None
     path = runs() / name
-    config = path / reading.CONFIG
-    if not config.is_file() or config.is_symlink() or os.path.realpath(path) != os.path.join(os.path.realpath(runs()), name):
+    if not reading.is_run(path) or os.path.realpath(path) != os.path.join(os.path.realpath(runs()), name):
         raise gone
     return path
 

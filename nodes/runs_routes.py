@@ -173,7 +173,7 @@ def restore(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str) or name.startswith(".") or name not in (os.listdir(bin_) if bin_.is_dir() else []):
         raise LoomError(f"run {str(name)[:80]!r} is not in the trash: give a name that `trash` has given")
     wrong, place = f"run {name!r} cannot be brought back", None
-    if not (bin_ / name / "config.yaml").is_file():
+    if not reading.is_run(bin_ / name):
         raise LoomError(f"{wrong}: what is called so in the trash is no run")
     try:
         place = store.new_run(folders.runs(), name)

@@ -120,6 +120,16 @@ def captions(dialog) -> list[str]:
     return dialog.locator(".card:visible").evaluate_all("(cards) => cards.sort((a, b) => a.place - b.place).map((c) => c.querySelector('.caption').textContent)")
 
 
+def write(page, *captions: str) -> None:
+    """By keyboard, from the current card on."""
+    for caption in captions:
+        page.keyboard.press("Enter")
+        page.keyboard.press("Control+a")
+        page.keyboard.type(caption)
+        page.keyboard.press("Enter")
+        page.keyboard.press("ArrowRight")
+
+
 def folder_value(page) -> str:
     return page.evaluate("() => window.loomNodes.load.widgets.find((w) => w.name === 'folder').value")
 
@@ -352,12 +362,7 @@ def test_tags_and_filters(comfy, page):
 def test_what_someone_else_wrote_is_not_lost(comfy, page):
     folder = pictures(comfy, "both", ["zero", "one", "two"])
     dialog = editor(page, "both")
-    for caption in ("mine 0", "mine 1"):
-        page.keyboard.press("Enter")
-        page.keyboard.press("Control+a")
-        page.keyboard.type(caption)
-        page.keyboard.press("Enter")
-        page.keyboard.press("ArrowRight")
+    write(page, "mine 0", "mine 1")
     (folder / "1.txt").write_text("theirs 1")
     (folder / "2.txt").write_text("theirs 2")
     page.keyboard.press("Control+s")
@@ -381,12 +386,7 @@ def test_what_someone_else_wrote_is_not_lost(comfy, page):
 def test_what_was_written_for_a_picture_that_is_gone_is_told(comfy, page):
     folder = pictures(comfy, "going", ["zero", "one", "two"])
     dialog = editor(page, "going")
-    for caption in ("mine 0", "mine 1"):
-        page.keyboard.press("Enter")
-        page.keyboard.press("Control+a")
-        page.keyboard.type(caption)
-        page.keyboard.press("Enter")
-        page.keyboard.press("ArrowRight")
+    write(page, "mine 0", "mine 1")
     for name in ("1.png", "1.txt"):
         (folder / name).unlink()
     page.keyboard.press("Control+s")

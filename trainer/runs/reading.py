@@ -109,12 +109,18 @@ def in_small(run: Path) -> dict[str, Any]:
     return {"curve": curve, "best_step": min(checked)[1] if checked else None}
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run lies there itself: no hidden folder, no link, and with a configuration that is none either."""
+    config = path / CONFIG
+    return not path.name.startswith(".") and not path.is_symlink() and config.is_file() and not config.is_symlink()
+
+
 def names(runs_folder: Path) -> list[str]:
     """Every run, the newest first; what else lies in the folder is none."""
     found = []
     for path in runs_folder.iterdir() if runs_folder.is_dir() else ():
         with contextlib.suppress(OSError):  # removed meanwhile
-            if not path.name.startswith(".") and not path.is_symlink() and (path / CONFIG).is_file() and not (path / CONFIG).is_symlink():
+            if is_run(path):
                 found.append((path.stat().st_mtime, path.name))
     return [name for _, name in sorted(found, reverse=True)]
 

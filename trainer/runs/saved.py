@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import LoomError
 from . import reading, record
 
+_UNREADABLE = (OSError, SafetensorError, ValueError)
 _ORDER = ("final", "step", "saved", "best", "latest")  # of the files of one step the first of these stands for it
 
 
@@ -44,7 +45,7 @@ def saved_steps(run: Path, loras: Path) -> tuple[list[Saved], list[str]]:
     for path, kind, step in sorted(files, key=lambda f: _ORDER.index(f[1])):
         try:
             one = _saved(path, kind, step)
-        except (OSError, SafetensorError, ValueError):
+        except _UNREADABLE:
             damaged.append(path.name)
             continue
         best = one.step if kind == "best" else best
@@ -64,7 +65,7 @@ def readable(path: Path) -> bool:
     """Whether it is a whole safetensors file."""
     try:
         _saved(path, "", 0)
-    except (OSError, SafetensorError, ValueError):
+    except _UNREADABLE:
         return False
     return True
 
