@@ -94,10 +94,12 @@ class LoadDataset(io.ComfyNode):
     @events.errors_shown
     def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none",
                 more_resolutions="", upscale=False, check_pictures=True, clip=None) -> io.NodeOutput:
-        found = reading.read_dataset(
-            folders.dataset(folder), resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
-            repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", more_resolutions=resolutions(more_resolutions), upscale=bool(upscale),
-            poll=events.interrupted, progress=events.counter(cls.hidden.unique_id), index=folders.cache() / "pictures")
+        path = folders.dataset(folder)
+        with folders.called(path, folder):
+            found = reading.read_dataset(
+                path, resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
+                repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", more_resolutions=resolutions(more_resolutions), upscale=bool(upscale),
+                poll=events.interrupted, progress=events.counter(cls.hidden.unique_id), index=folders.cache() / "pictures")
         shown = images(found)
         report, drawn = quality.report(found, cls.hidden.unique_id, clip) if check_pictures else (found.report(), None)
         if not check_pictures:

@@ -110,7 +110,8 @@ def _page(name: str | None, source: str, offset: int, limit: int, shown: str | N
     key = str(folder), source
     listing = _listings.get(key)
     if listing is None or shown is None or listing.fingerprint != shown:
-        listing = _listings[key] = edits.list_rows(folder, source)
+        with folders.called(folder, str(name)):
+            listing = _listings[key] = edits.list_rows(folder, source)
         if shown is not None and listing.fingerprint != shown:
             raise edits.Changed(f"{folder.name} has changed on disk while it was listed: list it again from the start")
     _listings.move_to_end(key)

@@ -26,6 +26,7 @@ from ..trainer.errors import LoomError
 from ..trainer.light import Light
 from ..trainer.validation import divided
 from . import config as lora_config
+from . import folders
 from .answers import guarded, json_object
 from .dataset import resolutions
 from .dataset_routes import dataset_folder
@@ -147,7 +148,8 @@ def _dataset(asked: dict[str, Any]) -> Dataset:
     folder = dataset_folder(asked.get("folder"))
     key = str(folder), fingerprint(folder), json.dumps(settings, sort_keys=True)
     if key not in _datasets:
-        _datasets[key] = list_dataset(folder, **settings)
+        with folders.called(folder, asked["folder"]):
+            _datasets[key] = list_dataset(folder, **settings)
         while len(_datasets) > 4:
             _datasets.popitem(last=False)
     _datasets.move_to_end(key)

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,16 @@ def dataset(name: str) -> Path:
             if path != base and os.path.commonpath([base, path]) == base and os.path.isdir(path):
                 return Path(path)
     raise LoomError(f"folder {name!r} is not there: {rule}; copy it there, or choose another")
+
+
+@contextlib.contextmanager
+def called(path: Path, name: str) -> Iterator[None]:
+    """Errors on this folder call it as LoadDataset lists it: where it lies on the server helps nobody on the page."""
+    try:
+        yield
+    except LoomError as error:
+        error.args = (str(error).replace(repr(str(path)), repr(name)),)
+        raise
 
 
 def caption_models() -> list[Path]:

@@ -13,12 +13,13 @@ from ..trainer.data.report import Training, examine
 from ..trainer.errors import LoomError
 from . import folders
 from .answers import guarded
+from .dataset import resolutions
 from .dataset_routes import dataset_folder
 
 # read_dataset's own, as in LoadDataset, and what of the training the report asks for
-_TEXTS = {"caption_source": "auto", "trigger_word": "", "masks": "none"}
+_TEXTS = {"caption_source": "auto", "trigger_word": "", "masks": "none", "more_resolutions": ""}
 _NUMBERS = {"resolution": 512, "min_size": 512, "repeats": 1, "batch_size": 1}
-_SWITCHES = {"flip": False, "buckets": True}
+_SWITCHES = {"flip": False, "buckets": True, "upscale": False}
 _NAMES = ("folder", "preset", *_TEXTS, *_NUMBERS, *_SWITCHES)
 
 
@@ -27,7 +28,9 @@ def report(query: Mapping[str, str], poll: Callable[[], object] | None = None) -
     values = _values(query)
     pictures = presets.merge(presets.load(query["preset"]), {}).train.pictures if query.get("preset") else (0, 0)
     settings = {name: value for name, value in values.items() if name != "batch_size"}
-    dataset = read_dataset(dataset_folder(query.get("folder")), index=folders.cache() / "pictures", poll=poll, **settings)
+    folder = dataset_folder(query.get("folder"))
+    with folders.called(folder, query["folder"]):
+        dataset = read_dataset(folder, index=folders.cache() / "pictures", poll=poll, **settings)
     return examine(dataset, Training(batch_size=values["batch_size"], pictures=pictures), cache=folders.measures(), poll=poll).to_dict()
 
 
@@ -46,6 +49,7 @@ def _values(query: Mapping[str, str]) -> dict[str, Any]:
         if text not in ("true", "false", "1", "0"):
             raise LoomError(f"{name} is {text[:80]!r}: the report takes {name}=true or {name}=false")
         values[name] = text in ("true", "1")
+    values["more_resolutions"] = resolutions(values["more_resolutions"])
     if not 1 <= values["batch_size"] <= 256:
         raise LoomError(f"batch_size {values['batch_size']} is not within 1 to 256: give TrainLoRA's batch_size")
     return values

@@ -130,6 +130,11 @@ def write(page, *captions: str) -> None:
         page.keyboard.press("ArrowRight")
 
 
+def setting(page, **values) -> None:
+    """Load Dataset's."""
+    page.evaluate("(values) => { for (const [name, value] of Object.entries(values)) window.loomNodes.load.widgets.find((w) => w.name === name).value = value; }", values)
+
+
 def folder_value(page) -> str:
     return page.evaluate("() => window.loomNodes.load.widgets.find((w) => w.name === 'folder').value")
 
@@ -469,6 +474,36 @@ def test_narrow_and_zoomed(comfy, page):
     close(page)
 
 
+def asked(page, part: str) -> list[str]:
+    return [request for request in page.evaluate("() => window.loomAsked") if part in request]
+
+
+def test_many_pictures_are_checked_when_that_is_wanted(comfy, page):
+    """A node that has just been made has some folder of the list; thousands of pictures are not decoded for that."""
+    folder = comfy.base / "input" / "thousands"
+    folder.mkdir()
+    one = png(0, data.coffee(), 64)
+    for number in range(1001):
+        (folder / f"{number}.png").write_bytes(one)
+    page.evaluate("() => { window.loomAsked = []; window.loomReal ??= window.app.api.fetchApi; window.app.api.fetchApi = function (route, ...more) { window.loomAsked.push(String(route)); return window.loomReal.call(this, route, ...more); }; }")
+    graph(page, folder.name)
+    setting(page, min_size=16, resolution=64)
+    page.locator(".loom-report", has_text="1,001 pictures are checked when they are trained on").wait_for()
+    page.wait_for_timeout(1500)
+    assert asked(page, "report?folder=thousands") == []
+    page.locator(".loom-report button", has_text="Check them now").click()
+    page.locator(".loom-report", has_text="Same file twice").wait_for(timeout=120_000)
+    setting(page, trigger_word="zxmug")  # is on the same pictures
+    page.locator(".loom-report", has_text="1001 pictures").wait_for()
+    graph(page, folder.name)
+    setting(page, min_size=16, resolution=72)
+    page.locator(".loom-report button", has_text="Check them now").wait_for()
+    page.evaluate("""() => { const {app, loomNodes: {caption}} = window, train = LiteGraph.createNode("TrainLoRA"); app.graph.add(train);
+        caption.connect(0, train, train.inputs.findIndex((input) => input.name === "dataset")); }""")
+    page.locator(".loom-report", has_text="Same file twice").wait_for(timeout=120_000)  # they are to be trained on
+    page.evaluate("() => { window.app.api.fetchApi = window.loomReal; }")
+
+
 def test_the_strip_opens_the_editor_there(comfy, page):
     graph(page, "lora_loom_stars", existing="replace")
     items = page.locator(".lora-loom-strip .item")
@@ -487,21 +522,34 @@ def test_the_strip_opens_the_editor_there(comfy, page):
 
 
 def test_load_dataset_shows_what_it_holds(comfy, page):
-    """Pictures and counts before anything runs; what the report complains of is marked on them; a click opens the editor there."""
+    """Before anything runs: pictures and counts, the report on them with its buckets, its complaints marked on the pictures; a click opens the editor there."""
     folder = pictures(comfy, "seen in small", ["a", "", "c"])
     (folder / "3.png").write_bytes((folder / "2.png").read_bytes())
+    (folder / "4.png").write_bytes(b"no picture")
     graph(page, folder.name)
     page.wait_for_function("() => [...document.querySelectorAll('.thumbs img')].filter((i) => i.naturalWidth).length === 4")
-    assert page.locator(".lora-loom-zone .counts").inner_text() == "4 pictures · 2 with a caption"
+    assert page.locator(".lora-loom-zone .counts").inner_text() == "4 pictures · 2 with a caption · 1 unreadable"
+    page.locator(".loom-report .loom-error", has_text="all 4 pictures in 'seen in small' are below min_size 512").wait_for()  # not where it lies on the server
     assert page.locator(".thumbs [data-severity=warning], .thumbs [data-severity=error]").count() == 0
-    page.evaluate("""async (folder) => {
-        const answer = await window.app.api.fetchApi(`/lora_loom/report?${new URLSearchParams({folder, resolution: 64, min_size: 16})}`);
-        window.loomNodes.load.onExecuted({lora_loom_report: [await answer.json()]});  // as when the node has run
-    }""", folder.name)
+    height = page.evaluate("() => window.loomNodes.load.size[1]")
+    setting(page, min_size=16, resolution=64)
+    page.locator(".loom-report .loom-head", has_text="4 pictures").wait_for()
+    assert page.locator(".loom-report .loom-buckets i").count() == 1 and page.evaluate("() => window.loomNodes.load.size[1]") == height
     marked = page.locator(".thumbs [data-severity=warning]")
+    assert "Cannot be used" in page.locator(".thumbs [data-severity=error]").get_attribute("title")
     assert any("3.png" in marked.nth(i).get_attribute("title") and "Same file twice" in marked.nth(i).get_attribute("title") for i in range(marked.count()))
     assert marked.first.evaluate("(e) => { const color = () => getComputedStyle(e, '::after').backgroundColor, bad = color(); e.dataset.severity = 'note'; const told = color(); e.dataset.severity = 'warning'; return bad !== told; }")
     keep(page, comfy, "dataset_thumbs")
+    setting(page, more_resolutions="80", upscale=True)  # a chart of what will be trained, whatever setting says it
+    page.wait_for_function("() => document.querySelectorAll('.loom-report .loom-buckets i').length === 2")
+    (folder / "2.png").unlink()  # by hand, in another window
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    page.locator(".loom-report .loom-head", has_text="3 pictures").wait_for()
+    assert page.locator(".lora-loom-zone .counts").inner_text() == "3 pictures · 1 with a caption · 1 unreadable" and page.locator(".thumbs [title*='Same file']").count() == 0
+    setting(page, check_pictures=False)
+    page.locator(".loom-report", has_text="The pictures are not checked").wait_for()
+    setting(page, check_pictures=True)
+    page.locator(".loom-report summary", has_text="Cannot be used").wait_for()
     page.locator(".thumbs button").nth(2).click()
     page.locator("dialog.editor .card").first.wait_for()
     close(page)

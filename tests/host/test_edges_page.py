@@ -74,8 +74,6 @@ BUILD = """async (grid) => {
     choose.properties.lora_loom_grid = `toy_star/${grid}`;
     const graph = app.graph.serialize();
     await app.loadGraphData(graph);
-    const report = await (await app.api.fetchApi("/lora_loom/report?folder=problems&min_size=64")).json();
-    app.graph._nodes.find((n) => n.comfyClass === "LoadDataset").onExecuted({lora_loom_report: [report]});
 }"""
 
 

@@ -171,9 +171,12 @@ def test_the_report_is_drawn_in_the_node(comfy, page, renderer):
     setting(page, "Comfy.VueNodes.Enabled", renderer == "vue") if comfy.which == "newest" else None
     open_graph(page, graph(min_similarity=0.2 if renderer == "vue" else 0.21))  # not from the cache on 0.3.64, which tells the page nothing then
     before = page.evaluate("async () => (await window.app.graphToPrompt()).output")
-    assert page.evaluate(LOOK)[0]["rows"] == []
+    page.wait_for_function("() => window.app.graph.getNodeById(2).loomReport.querySelector('summary')")  # Load Dataset's own, before anything runs
+    first, none = page.evaluate(LOOK)
+    assert none["rows"] == []
     run(page)
     drawn, filtered = page.evaluate(LOOK)
+    assert drawn["rows"] == first["rows"] and drawn["height"] == first["height"]
     assert drawn["rows"][0] == "Cannot be used" and {"Almost the same", "Blurred", "Few pictures"} <= set(drawn["rows"])
     assert "6 pictures" in drawn["text"] and "512×512" in drawn["text"] and "soft <b>.png" in drawn["text"] and drawn["bold"] == 0  # a name is no HTML
     assert "4 pictures" in filtered["text"] and "Left out by a filter" in filtered["rows"] and drawn["seen"] > 200

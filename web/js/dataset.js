@@ -1,8 +1,9 @@
-// LoadDataset takes pictures from the user's disk; it and AutoCaption open the caption editor, and AutoCaption shows the captions in small.
+// LoadDataset takes pictures from the user's disk and shows the report on them; it and AutoCaption open the caption editor, and AutoCaption shows the captions in small.
 import { app } from "../../scripts/app.js";
 import { openEditor } from "./captions_editor.mjs";
 import { addStrip } from "./captions_strip.mjs";
 import { words } from "./captions_words.mjs";
+import { addReport } from "./dataset_report.mjs";
 import { addZone } from "./dataset_zone.mjs";
 import { refreshFolders } from "./folder_watch.mjs";
 import { folderOf, here, valueOf } from "./graph.mjs";
@@ -19,7 +20,10 @@ app.registerExtension({
     name: "lora_loom.dataset",
     nodeCreated(node) {
         if (!node.addDOMWidget) return;
-        if (node.comfyClass === "LoadDataset") addZone(node, edit);
+        if (node.comfyClass === "LoadDataset") {
+            addZone(node, edit);
+            addReport(node);
+        }
         if (node.comfyClass === "AutoCaption") addStrip(node, edit);
     },
 });

@@ -24,8 +24,10 @@ function problems(report) {
 export function thumbs(node, edit) {
     const row = el("div", { className: "row", role: "list" }), counts = el("span", { className: "counts" }), element = el("div", { className: "thumbs" }, row, counts);
 
+    let report = null;
+
     function mark() {
-        const marked = problems(node.loomReported);
+        const marked = problems(report);
         for (const picture of row.children) {
             const [severity, titles] = marked.get(picture.name) ?? ["", []];
             picture.dataset.severity = severity;
@@ -34,7 +36,11 @@ export function thumbs(node, edit) {
     }
 
     watchFolder(node, element, ({ folder, source }) => listSome(folder, source, 1000), (where, found, error) => {
-        const pictures = found?.pictures ?? [], total = found?.total ?? 0, captions = pictures.filter((one) => one.caption).length;
+        const before = node.loomListing;
+        if (found && before?.fingerprint === found.fingerprint && before.folder === where.folder && before.source === where.source) return;
+        const pictures = found?.pictures ?? [], readable = pictures.filter((one) => one.width), broken = pictures.length - readable.length;
+        const total = (found?.total ?? 0) - broken, captions = readable.filter((one) => one.caption).length;
+        node.loomListing = where && { ...where, total, fingerprint: found?.fingerprint, error };
         row.replaceChildren(...pictures.slice(0, MOST).map((one) => {
             const picture = el("button", { type: "button", tabIndex: -1, "aria-label": one.name, onclick: () => edit(node, one.name) });
             const broken = () => picture.classList.add("broken");
@@ -43,7 +49,7 @@ export function thumbs(node, edit) {
         }));
         row.firstElementChild?.setAttribute("tabindex", 0);
         counts.classList.toggle("wrong", Boolean(error));
-        counts.title = counts.textContent = error ? error.message : where ? `${reportWords().pictures(total)} · ${words().captioned(captions, pictures.length, total)}` : "";
+        counts.title = counts.textContent = error ? error.message : where ? `${reportWords().pictures(total)} · ${words().captioned(captions, readable.length, total)}${broken ? ` · ${words().unreadable(broken)}` : ""}` : "";
         mark();
     });
     row.addEventListener("keydown", (event) => {  // one picture is on the way of Tab; arrows go to the others
@@ -66,6 +72,9 @@ export function thumbs(node, edit) {
             event.stopPropagation();
         }
     }, { passive: false });
-    node.loomMark = mark;
+    node.loomMark = (found) => {
+        report = found;
+        mark();
+    };
     return { element };
 }

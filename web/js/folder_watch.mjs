@@ -1,4 +1,4 @@
-// What shows the folder that a node works on is kept right: when another is chosen, when a run has ended, when captions are saved.
+// What shows the folder that a node works on is kept right: when another is chosen, when a run has ended, when captions are saved, when the window comes to the front.
 import { api } from "../../scripts/api.js";
 import { folderOf } from "./graph.mjs";
 import { living, watching } from "./node.mjs";
@@ -8,6 +8,7 @@ const watches = new Set();
 
 export const refreshFolders = () => { for (const refresh of watches) refresh(); };
 for (const event of ["execution_success", "execution_error", "execution_interrupted", "reconnected"]) api.addEventListener(event, refreshFolders);
+window.addEventListener("focus", refreshFolders);  // files were copied there meanwhile
 
 // read({folder, source}) asks the server; show(where, found, error) is called with what came of it, and with nothing where no folder is known.
 export function watchFolder(node, element, read, show) {

@@ -149,9 +149,9 @@ export const configOf = (trainer) => upstream(here(trainer), "config", is("LoRAC
 export const datasetOf = (node) => (is("LoadDataset")(node) ? here(node) : upstream(here(node), "dataset", is("LoadDataset")));
 export const filtered = (trainer) => Boolean(upstream(here(trainer), "dataset", is("FilterDataset")));
 
-// The Train LoRA nodes that this config goes to.
-export const trainersOf = (config) => everyNode(config.graph?.rootGraph ?? root())
-    .filter((node) => is("TrainLoRA")(node) && !allUpstream(here(node), "config", (one) => one === config).next().done);
+// The Train LoRA nodes that a node's config or dataset goes to.
+export const trainersOf = (node, input = "config") => everyNode(node.graph?.rootGraph ?? root())
+    .filter((trainer) => is("TrainLoRA")(trainer) && !allUpstream(here(trainer), input, (one) => one === node).next().done);
 
 // The folder that a node works on: {folder, source}; null where no Load Dataset is in front of it.
 export function folderOf(node) {

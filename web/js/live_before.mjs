@@ -2,14 +2,13 @@
 import { estimate } from "./estimate_api.mjs";
 import { requestFor } from "./estimate_graph.mjs";
 import { words } from "./estimate_words.mjs";
+import { ask, reportOf, reportSettings } from "./dataset_report.mjs";
 import { datasetOf, filtered, here, valuesOf } from "./graph.mjs";
 import { watching } from "./node.mjs";
 import { chinese } from "./settings.mjs";
 import { found as titleOf, said } from "./report_words.mjs";
-import { get } from "./server.mjs";
 
 const LOOK = 400, REST = 400, AGAIN = 30_000, WRONG = 4_000;  // ms; what was asked is asked again after a while, for folders and models come and go
-const REPORT = ["folder", "resolution", "min_size", "caption_source", "trigger_word", "repeats", "flip", "buckets", "masks"];
 
 // [[kind, text]…] of an estimate.
 function needed(answer, question) {
@@ -32,14 +31,13 @@ function needed(answer, question) {
 const complaints = (report) => (report?.findings ?? []).filter((one) => one.severity !== "note")
     .map((one) => [one.severity, `${titleOf(one.id)}: ${(chinese() && said(one)) || one.text}`]);
 
-const drawnFor = new WeakMap();  // a report that a node has drawn -> the settings that the node had when we first saw it
-
-// The report that the node shows, as long as its settings stay as they are; else the server is asked.
-async function reportOf(node, values, batch) {
-    const drawn = node.loomReported ?? node.loomDrawn, now = JSON.stringify(values);
-    if (drawn && !drawnFor.has(drawn)) drawnFor.set(drawn, now);
-    if (drawn && drawnFor.get(drawn) === now) return drawn;
-    return get("report", { ...values, batch_size: batch }).catch((error) => ({ findings: [], refused: error.message }));
+// The report that the node shows, with what is to be said of larger batches; else the server is asked.
+async function reportFor(node, values, batch) {
+    const own = reportOf(node, values);
+    if (own && batch === 1) return own;
+    const asked = await ask(values, batch).catch((error) => ({ findings: [], refused: error.message }));
+    if (!own || asked.refused) return asked;
+    return { findings: [...own.findings, ...asked.findings.filter(({ id }) => !own.findings.some((one) => one.id === id))] };
 }
 
 // Keeps `panel.before` right for as long as nothing trains in its node. What it answers ends it.
@@ -53,7 +51,7 @@ export function watchBefore(panel) {
     const look = async () => {
         if (busy || !node.graph || !panel.rests || !panel.element.getClientRects().length) return;
         panel.look();
-        const dataset = datasetOf(node), question = requestFor(node), values = dataset ? valuesOf(dataset, REPORT) : null;
+        const dataset = datasetOf(node), question = requestFor(node), values = dataset && reportSettings(dataset);
         const { name, batch_size: batch = 1 } = valuesOf(here(node), ["name", "batch_size"]);
         if (question) question.train.name = name;
         const text = JSON.stringify([question, values]);
@@ -70,7 +68,7 @@ export function watchBefore(panel) {
             if (!same || !folder) set(shown([], Boolean(answer?.error)));
             if (!folder) return;
             if (!same || !report || report.refused || Date.now() - reported > AGAIN) {  // which goes through all pictures
-                report = await reportOf(dataset.node, values, batch);
+                report = await reportFor(dataset.node, values, batch);
                 reported = Date.now();
             }
             const bad = report.refused ? [["error", report.refused]] : complaints(report);

@@ -32,6 +32,10 @@ const STYLE = `
 .loom-report details p { margin: 0 0 6px 13px; }
 .loom-report details ul { margin: 0 0 6px 13px; padding: 0; list-style: none; font-size: 11px; }
 .loom-report details li { overflow-wrap: anywhere; }
+.loom-old .loom-report { opacity: .5; }
+.loom-report > p { margin: 2px 0 8px; overflow-wrap: anywhere; }
+.loom-report > button { padding: 3px 10px; border: 1px solid var(--line); border-radius: 5px; background: transparent; color: inherit; font: inherit; cursor: pointer; }
+.loom-report > button:hover { border-color: var(--strong); }
 `;
 
 const element = (kind, className, ...inside) => el(kind, { className }, ...inside);
@@ -73,9 +77,15 @@ function finding(one) {
     return details;
 }
 
-// Draws the report into its place, which keeps its height: the new nodes would grow with every sentence that is unfolded.
-export function draw(place, report) {
+function put(place, ...inside) {
     addStyle("report", STYLE);
     place.className = "loom-place";
-    place.replaceChildren(element("div", "loom-report", head(report), ...(report.buckets.length ? [buckets(report)] : []), ...report.findings.map(finding)));
+    place.replaceChildren(element("div", "loom-report", ...inside));
 }
+
+// Draws the report into its place, which keeps its height: the new nodes would grow with every sentence that is unfolded.
+export const draw = (place, report) => put(place, head(report), ...(report.buckets.length ? [buckets(report)] : []), ...report.findings.map(finding));
+
+// Why there is no report: words, an error, and perhaps [a button's label, what it does].
+export const tell = (place, text = "", { error = false, button = null } = {}) => put(place, element("p", error ? "loom-error" : "loom-muted", text),
+    ...(button ? [el("button", { type: "button", textContent: button[0], onclick: button[1] })] : []));

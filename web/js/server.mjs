@@ -19,7 +19,7 @@ async function answerOf(route, options) {
 
 const address = (route, values) => `/lora_loom/${route}?${new URLSearchParams(values)}`;
 
-export const get = (route, values = {}) => answerOf(address(route, values), { cache: "no-store" });
+export const get = (route, values = {}, signal = undefined) => answerOf(address(route, values), { cache: "no-store", signal });
 
 // `body`: what is sent as JSON, or a text as it is.
 export function post(route, body) {
