@@ -148,7 +148,7 @@ async ([kind, width, values]) => {
 }
 """
 WIDTHS = {"TrainLoRA": 440, "AutoCaption": 400, "PreviewSample": 360, "LoadDataset": 360}
-VALUES = {"LoadDataset": {"folder": "lora_loom_stars"}}  # else the first folder of that ComfyUI
+VALUES = {"LoadDataset": {"folder": "lora_loom_stars", "resolution": 64, "min_size": 64}}  # else the first folder of that ComfyUI
 
 
 def pictures(wanted: list[str]) -> None:

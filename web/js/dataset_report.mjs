@@ -1,4 +1,5 @@
 // The report on what Load Dataset holds, drawn in the node: before anything runs as the server answers for its settings, then as the run says.
+import { applyFix, fixText, mendable } from "./fix.mjs";
 import { here, trainersOf, valuesOf } from "./graph.mjs";
 import { living, watching } from "./node.mjs";
 import { draw, tell } from "./report.mjs";
@@ -72,7 +73,8 @@ export function addReport(node) {
         const [report, error] = await ask(values, 1, mine.signal).then((answer) => [answer, null], (refused) => [null, refused]);
         if (asking !== mine) return;
         [asking, folder] = [null, chosen];
-        show(report, values, error?.message, { error: true });
+        const way = error?.fix, button = mendable(node, way) ? [fixText(node, way)[0], () => applyFix(node, way)] : null;
+        show(report, values, error?.message, { error: true, button });
         wrong = error ? Date.now() : 0;
     };
     whenRun(node, (report) => {

@@ -3,7 +3,7 @@ import { api } from "../../scripts/api.js";
 import { Chart, Curve } from "./live_chart.mjs";
 import { Film } from "./live_film.mjs";
 import { giver, here, sameAs } from "./graph.mjs";
-import { applyFix, fixedNow, fixText, mendable } from "./live_fix.mjs";
+import { applyFix, fixedNow, fixText, mendable } from "./fix.mjs";
 import { liveStyle } from "./live_style.mjs";
 import { words } from "./live_words.mjs";
 import { el } from "./modal.mjs";
