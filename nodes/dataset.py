@@ -1,6 +1,7 @@
 """LoadDataset: a folder of pictures and captions becomes a TRAIN_DATASET."""
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import torch
@@ -100,6 +101,7 @@ class LoadDataset(io.ComfyNode):
                 path, resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
                 repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", more_resolutions=resolutions(more_resolutions), upscale=bool(upscale),
                 poll=events.interrupted, progress=events.counter(cls.hidden.unique_id), index=folders.cache() / "pictures")
+        found = dataclasses.replace(found, name=folder)
         shown = images(found)
         report, drawn = quality.report(found, cls.hidden.unique_id, clip) if check_pictures else (found.report(), None)
         if not check_pictures:

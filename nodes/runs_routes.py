@@ -60,7 +60,7 @@ def one_run(query: Mapping[str, str]) -> dict[str, Any]:
         folders.run(run.name)  # says that it was removed meanwhile
         raise
     try:
-        settings = LoomConfig.from_yaml(text).to_dict()
+        settings = {"dataset": record.dataset(run), **LoomConfig.from_yaml(text).to_dict()}
     except LoomError:  # of another version: shown as it is
         settings = None
     return {**told, "settings": settings, "config": text}

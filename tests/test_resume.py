@@ -260,8 +260,15 @@ def test_another_encoder_is_named(dataset: Dataset, tmp_path: Path, part: str, n
 
 def test_other_pictures_other_models_and_no_state_are_named(model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(model, dataset, CONFIG, tmp_path, polls=2)
-    with pytest.raises(LoomError, match="other pictures, captions or dataset settings"):
+    with pytest.raises(LoomError, match="other pictures or captions than"):
         run(model, dataset.with_captions({dataset.pictures[0].name: "another"}), CONFIG, tmp_path, resume="toy")
+    wider = dataclasses.replace(dataset, flip=True, resolution=72, name="stars of mine")
+    with pytest.raises(LoomError, match=r"resume 'toy' with other settings \(folder is 'stars of mine', was 'stars'; resolution is 72, was 64; flip is True, was False\)") as told:
+        run(model, wider, CONFIG, tmp_path, resume="toy")
+    assert told.value.fix == {"folder": "stars", "resolution": 64, "flip": False}
+    with pytest.raises(LoomError, match=r"augment is '2 variants of each picture, flip 0.5, seed 0', was ''") as told:
+        run(model, dataclasses.replace(dataset, augment=Augmentation(flip=0.5, variants=2)), CONFIG, tmp_path, resume="toy")
+    assert told.value.fix == {}
     monkeypatch.setattr(model, "name", "another")
     with pytest.raises(LoomError, match="resume 'toy' on 'toy another epsilon'.*load that checkpoint"):
         run(model, dataset, CONFIG, tmp_path, resume="toy")

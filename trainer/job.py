@@ -174,7 +174,7 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
                 run = Path(runs_folder) / check_name(resume, "TrainLoRA.resume", 240)
                 if run.is_dir():  # before its state is read: another process may be about to write one
                     stack.callback(Hold(run).release)
-                written = _resumed(run, config, facts, steps)
+                written = _resumed(run, config, dataset, facts, steps)
                 # its state holds all of the file that it began from
                 config = config.replace(adapter={"init_lora": checkpoint.configured(run).adapter.init_lora})
                 first = adapters_in(written)
@@ -195,7 +195,8 @@ def train(model: TrainableModel, dataset: Dataset, config: LoomConfig, *, loras_
             stack.callback(log.close)
             begins = {"steps": steps, "steps_per_epoch": steps_per_epoch(training, config, model.family), "plan": words}
             hooks.event("started", {"run": run.name, "step": begun, **begins})
-            kept = record.Record(run, **begins, family=model.family.id, model=model.name, pictures=len(training.pictures), host=hooks.about)
+            kept = record.Record(run, **begins, family=model.family.id, model=model.name, pictures=len(training.pictures), dataset=dataset.settings(),
+                                 host=hooks.about)
             saver = Saver(model, dataset, config, Path(loras_folder), run, reserve, hooks, facts, kept)
             own = threads(model.family.cpu_threads if model.device.type == "cpu" else 0)
             with own, torch.inference_mode(False), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -247,13 +248,14 @@ def _facts(dataset: Dataset, model: TrainableModel, config: LoomConfig) -> dict[
             "vae": vae, "text encoder": text}
 
 
-def _resumed(run: Path, config: LoomConfig, now: dict[str, str], steps: int) -> Written:
+def _resumed(run: Path, config: LoomConfig, dataset: Dataset, now: dict[str, str], steps: int) -> Written:
     """The state that the run goes on from. LoomError where it has none, or where something else has changed."""
     name = run.name
     tensors, facts = checkpoint.read(run)
-    checkpoint.check_same(run, config)
-    if facts["dataset"] != now["dataset"]:
-        raise LoomError(f"resume {name!r} with other pictures, captions or dataset settings than it began with: put them back, "
+    changed = facts["dataset"] != now["dataset"]
+    checkpoint.check_same(run, config, dataset.settings() if changed else {})
+    if changed:
+        raise LoomError(f"resume {name!r} with other pictures or captions than it began with: put them back, "
                         "or start a new run and set LoRAConfig.init_lora")
     if facts["model"] != now["model"]:
         raise LoomError(f"resume {name!r} on {now['model']!r}, but it began on {facts['model']!r}: load that checkpoint, or start a new run")

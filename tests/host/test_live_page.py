@@ -257,20 +257,20 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(comfy, page) -> None
     running(page, 3)
     page.get_by_role("button", name="Stop and keep").click()
     until(page, "() => document.querySelector('.loom-live').dataset.status === 'stopped'")
-    for name, value in (("seed", 6), ("rank", 4), ("steps", 10)):
+    for name, value in (("seed", 6), ("rank", 4), ("steps", 10), ("repeats", 7)):
         page.evaluate(SET, [name, value])
     page.get_by_role("button", name="Resume").click()
     until(page, "() => document.querySelector('.loom-live .buttons button:not([hidden])').textContent.startsWith('resume is set')")
-    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "steps", "resume", "name")] == [5, 16, 4000, "goes_on", "goes_on"] and page.locator(".loom-live .buttons button:visible").is_disabled()
-    words = page.evaluate(VALUE, "preservation_words")
-    for name, value in (("seed", 7), ("rank", 8), ("preservation_words", "red, blue"), ("steps", 9999)):  # changed after all
+    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "steps", "repeats", "resume", "name")] == [5, 16, 4000, 1, "goes_on", "goes_on"] and page.locator(".loom-live .buttons button:visible").is_disabled()
+    words, trigger = page.evaluate(VALUE, "preservation_words"), page.evaluate(VALUE, "trigger_word")
+    for name, value in (("seed", 7), ("rank", 8), ("preservation_words", "red, blue"), ("trigger_word", "zxother"), ("steps", 9999)):  # changed after all
         page.evaluate(SET, [name, value])
     queue(page, comfy)
     says(page, "resume 'goes_on' with other settings")
     keep(page, comfy, "other_settings")
-    page.get_by_role("button", name="Set back 3 settings").click()
+    page.get_by_role("button", name="Set back 4 settings").click()
     says(page, "")
-    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "preservation_words", "steps")] == [5, 16, words, 9999]
+    assert [page.evaluate(VALUE, name) for name in ("seed", "rank", "preservation_words", "trigger_word", "steps")] == [5, 16, words, trigger, 9999]
     page.evaluate("window.app.queuePrompt(0)")
     running(page, 20)
     page.get_by_role("button", name="Stop and keep").click()

@@ -28,6 +28,10 @@ LIST = re.compile(r"/lora_loom/runs\?")
 workflows = pages.workflows
 
 
+DATASET = {"folder": "lora_loom_stars", "resolution": 64, "min_size": 60, "trigger_word": "", "repeats": 3, "flip": True, "buckets": False, "masks": "none", "upscale": False,
+           "more_resolutions": "72, 80", "augment": ""}
+
+
 def add_run(base: Path, name: str, *, steps: int = 400, step: int | None = None, status: str = "finished", lora: str = "", samples: tuple[int, ...] = (), ago: float = 0,
             resumable: bool = False, best: int | None = None, slow: float = 90.0, config: dict | None = None, prompts: tuple[str, ...] = PROMPTS, **facts) -> Path:
     """A run as a training leaves it, and its LoRA file."""
@@ -67,9 +71,10 @@ def comfy(request, tmp_path_factory: pytest.TempPathFactory):
     base = tmp_path_factory.mktemp(f"runs_{request.param}")
     workflows.settle(base)
     add_run(base, "toy_star", lora="toy_star.safetensors", samples=(0, 100, 200, 300, 400), best=300, ago=3600, slow=60.0, report="Finished at step 400 of 400, smoothed loss 0.0612",
-            config={"adapter": {"rank": 16}, "optim": {"learning_rate": 2e-3}, "train": {"steps": 400, "batch_size": 4}})
+            config={"adapter": {"rank": 16}, "optim": {"learning_rate": 2e-3}, "train": {"steps": 400, "batch_size": 4}}, dataset=DATASET)
     add_run(base, "toy_star_wide", steps=600, step=350, status="stopped", resumable=True, samples=(0, 100, 200, 300), lora="toy_star_wide.safetensors", ago=7200, slow=140.0,
-            config={"adapter": {"rank": 48, "alpha": 24.0}, "optim": {"learning_rate": 5e-4}, "train": {"steps": 600, "batch_size": 2}, "output": {"name": "wide"}})
+            config={"adapter": {"rank": 48, "alpha": 24.0}, "optim": {"learning_rate": 5e-4}, "train": {"steps": 600, "batch_size": 2}, "output": {"name": "wide"}},
+            dataset={**DATASET, "folder": "elsewhere", "trigger_word": "zxmug", "augment": "2 variants of each picture, crop 0.1, seed 0"})
     add_run(base, "夜景 'n' & light", step=120, status="failed", error="<img src=x onerror='window.loomPwned = 1'> is no number: lower the learning rate", samples=(0, 100), ago=90_000,
             prompts=("<b>夜景</b>", PROMPTS[0]))
     with host.Comfy(path, base, site) as server:
@@ -222,6 +227,18 @@ def test_resume_and_repeat(comfy, page, runs):
     assert (value(page, "LoRAConfig", "rank"), value(page, "TrainLoRA", "steps")) == (16, 400)
 
 
+def test_resume_and_repeat_take_the_pictures_too(page, runs):
+    graph(page, "LoRAConfig", "TrainLoRA", "LoadDataset")
+    page.evaluate("""() => { const {LoadDataset: load, TrainLoRA: train} = window.loomNodes;
+        load.connect(0, train, train.inputs.findIndex((i) => i.name === "dataset")); load.widgets.find((w) => w.name === "folder").value = "3d"; }""")
+    told = lambda: {name: value(page, "LoadDataset", name) for name in DATASET if name != "augment"}
+    for name, what, folder, word in (("toy_star_wide", "Resume", "3d", "zxmug"), ("toy_star", "Repeat", "lora_loom_stars", "")):  # a folder that is not here stays what it was
+        do(runs, name, what)
+        says(page, name)
+        page.wait_for_function("(word) => window.loomNodes.LoadDataset.widgets.find((w) => w.name === 'trigger_word').value === word", arg=word)
+        assert told() == {name: value for name, value in DATASET.items() if name != "augment"} | {"folder": folder, "trigger_word": word}
+
+
 def test_a_config_that_two_share_is_filled_for_the_one_that_is_meant(page, runs):
     graph(page, "LoRAConfig", "TrainLoRA")
     page.evaluate("""() => { const {LoRAConfig: config, TrainLoRA: one} = window.loomNodes, two = LiteGraph.createNode("TrainLoRA"), slot = (node) => node.inputs.findIndex((i) => i.name === "config");
@@ -336,9 +353,9 @@ def test_comparison(comfy, page, runs):
         dialog.locator("select").select_option(column)
         assert (dialog.locator(".plot canvas").count() == 1) is there
     rows = lambda: dialog.locator("section").last.locator("tr.part ~ tr:not(.part) th").all_text_contents()  # below the run's own facts
-    assert rows() == ["rank", "alpha", "learning_rate", "steps", "batch_size", "name"], rows()
+    assert rows() == ["folder", "trigger_word", "augment", "rank", "alpha", "learning_rate", "steps", "batch_size", "name"], rows()
     dialog.get_by_label("All settings").check()
-    assert len(rows()) > 50 and dialog.locator("tr.differs").count() == 6
+    assert len(rows()) > 50 and dialog.locator("tr.differs").count() == 9
     dialog.get_by_label("All settings").uncheck()
     dialog.get_by_role("button", name="All steps").click()
     assert dialog.locator(".samples.steps tbody tr").count() == 3 + 6 and dialog.locator(".samples.steps img").count() == 22

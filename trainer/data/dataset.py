@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import LoomError
 from .augment import Augmentation
@@ -63,6 +64,7 @@ class Dataset:
     more_resolutions: tuple[int, ...] = ()  # each picture is trained at these too, as far as it is large enough
     upscale: bool = False  # enlarge what is smaller than its bucket
     augment: Augmentation | None = None
+    name: str = ""  # what the host calls the folder
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -92,6 +94,13 @@ class Dataset:
                     "buckets": self.buckets, "trigger_word": self.trigger_word, "upscale": self.upscale,
                     "augment": self.augment and dataclasses.asdict(self.augment)}
         return hashlib.sha256(json.dumps([rows, settings], sort_keys=True).encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """What they are trained with, by the names of LoadDataset's inputs; fit for JSON."""
+        told = {name: getattr(self, name) for name in ("resolution", "min_size", "trigger_word", "repeats", "flip", "buckets", "masks", "upscale")}
+        how = self.augment
+        varied = f"{how.variants} variants of each picture, {how.words()}, seed {how.seed}" if how and how.active else ""
+        return {"folder": self.name or self.folder.name, **told, "more_resolutions": ", ".join(map(str, self.more_resolutions)), "augment": varied}
 
     def with_captions(self, captions: dict[str, str]) -> Dataset:
         """A copy with the captions of the named pictures replaced. Raises LoomError for a name that is not in it."""

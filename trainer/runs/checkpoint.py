@@ -14,6 +14,7 @@ import yaml
 from ..config import LoomConfig
 from ..errors import LoomError
 from ..files import write_whole
+from . import record
 
 FILE = Path("checkpoints") / "resume.safetensors"
 _KEY = "lora_loom.state"
@@ -61,12 +62,12 @@ def configured(run: Path) -> LoomConfig:
         raise LoomError(f"resume {run.name!r} has no readable config.yaml ({error}): choose another run", _ANEW) from error
 
 
-def check_same(run: Path, config: LoomConfig) -> None:
-    """LoomError naming every setting that differs from the run's own, where it must not."""
-    before, now = configured(run).to_dict(), config.to_dict()
+def check_same(run: Path, config: LoomConfig, dataset: dict[str, Any]) -> None:
+    """LoomError naming every setting that differs from the run's own, where it must not; also of `Dataset.settings`, where these are given."""
+    before, now = {"dataset": record.dataset(run), **configured(run).to_dict()}, {"dataset": dataset, **config.to_dict()}
     changed = [(part, name) for part, values in before.items() for name, value in values.items()
-               if now[part][name] != value and not {(part, name), (part, None)} & FREE]
+               if now[part].get(name, value) != value and not {(part, name), (part, None)} & FREE]
     if changed:
         told = "; ".join(f"{name} is {now[part][name]!r}, was {before[part][name]!r}" for part, name in changed)
         raise LoomError(f"resume {run.name!r} with other settings ({told}): a run goes on as it began; set them back, or start a new run",
-                        {name: before[part][name] for part, name in changed})
+                        {name: before[part][name] for part, name in changed if name != "augment"})  # which is of several inputs

@@ -131,7 +131,7 @@ def summary(run: Path) -> dict[str, Any]:
 
     A run whose record says "running" may have been killed: the host knows which one really runs.
     """
-    facts = {name: value for name, value in record.read(run).items() if value is not None}
+    facts = {name: value for name, value in record.read(run).items() if value is not None and name != "dataset"}
     resumable = (run / checkpoint.FILE).is_file()
     found = {"name": run.name, "status": "stopped" if resumable else "finished", "started": run.stat().st_mtime, "ended": None, **facts}
     found["name"] = run.name  # it may have been renamed by hand

@@ -21,7 +21,7 @@ _FIELDS = {  # what `Record` writes; None stands for nothing known
     **dict.fromkeys(("name", "status", "lora", "final", "family", "model", "plan", "report", "error"), _text),
     **dict.fromkeys(("started", "ended", "seconds", "best"), _number),
     **dict.fromkeys(("version", "step", "steps", "steps_per_epoch", "pictures", "best_step"), _count),
-    **dict.fromkeys(("fix", "host"), lambda value: isinstance(value, dict)),
+    **dict.fromkeys(("fix", "host", "dataset"), lambda value: isinstance(value, dict)),
     "digests": lambda value: isinstance(value, list) and all(map(_text, value)),
     "curve": _pairs,
 }
@@ -89,3 +89,9 @@ def read(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return {name: value for name, value in found.items() if name in _FIELDS and (value is None or _FIELDS[name](value))} if isinstance(found, dict) else {}
+
+
+def dataset(run: Path) -> dict[str, Any]:
+    """`Dataset.settings` of what the run trains on; empty where it has not said so. Another hand may have been at it: what is no plain value is left out."""
+    found = read(run).get("dataset") or {}
+    return {name: value for name, value in found.items() if isinstance(value, (str, int, float))}

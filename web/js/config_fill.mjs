@@ -1,5 +1,5 @@
-// Fills LoRAConfig, and the Train LoRA behind it, from a run's config.yaml or a preset's file.
-import { trainersOf } from "./graph.mjs";
+// Fills LoRAConfig, the Train LoRA behind it and the Load Dataset in front of that, from what a run was trained with or a preset's file.
+import { datasetOf, trainersOf } from "./graph.mjs";
 import { readConfig } from "./presets_api.mjs";
 import { say, words } from "./settings.mjs";
 import { fill, widgetOf } from "./widgets.mjs";
@@ -25,4 +25,10 @@ export async function fillConfig(node, text, trainers = trainersOf(node)) {
     // one that goes on keeps the settings that it began with
     for (const trainer of trainers) fill(trainer, { ...found.TrainLoRA, resume: "none" });
     return true;
+}
+
+// The Load Dataset in front of a trainer, from what a run says of its pictures; their folder may be on another machine.
+export function fillDataset(trainer, values = {}) {
+    const { node } = datasetOf(trainer) ?? {}, { folder, ...others } = values ?? {};
+    if (node) fill(node, widgetOf(node, "folder")?.options?.values?.includes(folder) ? values : others);
 }

@@ -1,5 +1,5 @@
 // What can be done with one run, from the list and from the comparison. `panel` is the list, which is told what has become of the run.
-import { oneRun, renameRun, restoreRun, trashRun } from "./runs_api.mjs";
+import { renameRun, restoreRun, trashRun } from "./runs_api.mjs";
 import { ACTIONS } from "./runs_card.mjs";
 import { renamedInGraph, repeatRun, resumeRun, useLora } from "./runs_graph.mjs";
 import { words } from "./runs_words.mjs";
@@ -8,7 +8,7 @@ import { ask, say } from "./settings.mjs";
 const WORK = {
     use: (panel, run) => useLora(run.lora),
     resume: (panel, run) => resumeRun(run.name),
-    repeat: async (panel, run) => repeatRun(run.name, (await oneRun(run.name)).config),
+    repeat: (panel, run) => repeatRun(run.name),
 
     async rename(panel, run) {
         const from = run.name;

@@ -1,7 +1,7 @@
 // What a run does to the graph: its LoRA in a loader, itself in Train LoRA's `resume`, its settings in the nodes. Each answers whether it was done.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { fillConfig } from "./config_fill.mjs";
+import { fillConfig, fillDataset } from "./config_fill.mjs";
 import { configOf, everyNode, root, settable } from "./graph.mjs";
 import { words as live } from "./live_words.mjs";
 import { changing } from "./node.mjs";
@@ -71,16 +71,27 @@ export async function resumeRun(name, trainer = meant("TrainLoRA")) {
         say("warn", live().notThere("resume"));
         return false;
     }
-    const { config } = await oneRun(name), node = configOf(trainer)?.node;
-    const done = await changing(async () => (!node || (await fillConfig(node, config, [trainer]))) && setValue(trainer, "resume", name).there);
+    const { config, settings } = await oneRun(name), node = configOf(trainer)?.node;
+    const done = await changing(async () => {
+        if (node && !(await fillConfig(node, config, [trainer]))) return false;
+        fillDataset(trainer, settings?.dataset);
+        return setValue(trainer, "resume", name).there;
+    });
     if (!done) return false;
     say("success", words().resumed(name));
     return true;
 }
 
-export async function repeatRun(name, config) {
+export async function repeatRun(name) {
     const trainer = meant("TrainLoRA"), node = trainer && (configOf(trainer)?.node ?? meant("LoRAConfig"));
-    if (!node || !(await changing(() => fillConfig(node, config, [trainer])))) return false;
+    if (!node) return false;
+    const { config, settings } = await oneRun(name);
+    const done = await changing(async () => {
+        if (!(await fillConfig(node, config, [trainer]))) return false;
+        fillDataset(trainer, settings?.dataset);
+        return true;
+    });
+    if (!done) return false;
     show(trainer);
     say("success", words().repeated(name));
     return true;

@@ -2,7 +2,7 @@
 import { words as states } from "./live_words.mjs";
 import { el } from "./modal.mjs";
 import { words } from "./runs_words.mjs";
-import { settingName } from "./translated.mjs";
+import { settingName, translated } from "./translated.mjs";
 import { duration, moment, number, size } from "./units.mjs";
 
 function shown(value) {
@@ -26,7 +26,7 @@ function compared(runs) {
         for (const [part, values] of Object.entries(settings)) parts.set(part, new Set([...(parts.get(part) ?? []), ...Object.keys(values)]));
     }
     return [...parts].flatMap(([part, names]) => [...names].map((name) => {
-        const values = runs.map((run) => run.settings?.[part]?.[name]), told = readable.map((run) => JSON.stringify(run.settings[part]?.[name]));
+        const values = runs.map((run) => run.settings?.[part]?.[name]), told = values.filter((value) => value !== undefined).map((value) => JSON.stringify(value));  // an older run may not have said
         return { part, name, values, differs: new Set(told).size > 1 };
     }));
 }
@@ -45,7 +45,7 @@ export function settingsOf(runs) {
         for (const row of rows) {
             if (row.part !== part) lines.push(el("tr", { className: "part" }, el("th", { scope: "rowgroup", colSpan: runs.length + 1, textContent: w.parts?.[row.part] ?? row.part })));
             part = row.part;
-            lines.push(line([settingName(row.name) || w.names?.[row.name], row.name].filter(Boolean).join(" · "), row.values.map(shown), row.differs && whole.checked && !one ? "differs" : ""));
+            lines.push(line([settingName(row.name) || w.names?.[row.name], row.name].filter(Boolean).join(" · "), row.values.map(row.name === "augment" ? translated : shown), row.differs && whole.checked && !one ? "differs" : ""));
         }
         body.replaceChildren(...lines);
         none.hidden = one || differ > 0 || whole.checked || !all.length;
