@@ -34,10 +34,11 @@ def _limit(owner: str, name: str, value: Any, low: float, high: float) -> None:
     """Raise LoomError unless low <= value <= high (and value is a finite number)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise LoomError(f"{owner}.{name} is {value!r}, which is not a number: it takes {low:.9g} to {high:.9g}")
+    nearest = lambda bound: {name: bound} if owner != "target_modules" and (bound == 0 or bound >= 1e-3) else {}  # no button for a rate of 1e-08
     if value < low:
-        raise LoomError(f"{name} {value:.9g} is below {low:.9g}: {owner}.{name} takes {low:.9g} to {high:.9g}")
+        raise LoomError(f"{name} {value:.9g} is below {low:.9g}: {owner}.{name} takes {low:.9g} to {high:.9g}", nearest(low))
     if value > high:
-        raise LoomError(f"{name} {value:.9g} is above {high:.9g}: {owner}.{name} takes {low:.9g} to {high:.9g}")
+        raise LoomError(f"{name} {value:.9g} is above {high:.9g}: {owner}.{name} takes {low:.9g} to {high:.9g}", nearest(high))
 
 
 def _choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

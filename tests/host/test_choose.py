@@ -354,6 +354,7 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     page.wait_for_function("() => document.querySelector('.loom-choose').dataset.status === 'finished'", timeout=60_000)
     assert page.evaluate(LOOK)["choice"] == "seen/seen.safetensors @ 1"
     # an error's text goes when the next run has nothing to draw
+    page.wait_for_timeout(1000)  # what the page has asked when it was opened is answered
     page.evaluate("""() => { const {app} = window, [run, grid] = app.graph.getNodeById(7).properties.lora_loom_grid.split("/");
         app.api.dispatchCustomEvent("lora_loom.grid", {node: "7", prompt_id: "p", workflow: app.graph.id, run, grid, status: "failed", error: "no room for a picture", done: 6, total: 6}); }""")
     assert page.evaluate(LOOK)["says"][0] == "no room for a picture"

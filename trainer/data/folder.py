@@ -157,7 +157,7 @@ def _check(name: str, value: int, low: int, high: int) -> None:
         raise LoomError(f"{name} is {value!r}, which is no whole number: LoadDataset.{name} takes {low} to {high}")
     if not low <= value <= high:
         raise LoomError(f"{name} {value} is {'below' if value < low else 'above'} {low if value < low else high}: "
-                        f"LoadDataset.{name} takes {low} to {high}")
+                        f"LoadDataset.{name} takes {low} to {high}", {} if name == "more_resolutions" else {name: min(max(value, low), high)})
 
 
 def _walk(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:

@@ -182,7 +182,7 @@ export class GridPanel {
         } else if (this.chosen) lines.push(["warning", w.elsewhere(this.chosen)]);
         else if (s.chosen) lines.push(["soft", w.cleared]);
         else if (s.handed && stepOf(s.handed.file) !== undefined) lines.push(["soft", w.none(w.at(stepOf(s.handed.file), s.handed.strength))]);
-        const compare = valueOf(here(this.node), "compare"), prompts = (valueOf(here(this.node), "prompts") ?? "").split("\n").filter((line) => line.trim()).length;
+        const compare = valueOf(here(this.node), "compare"), prompts = new Set((valueOf(here(this.node), "prompts") ?? "").split("\n").map((line) => line.trim()).filter(Boolean)).size;
         if (layout && s.status !== "drawing" && compare && layout.compare !== compare) lines.push(["soft", w.other(compare)]);
         else if (layout && compare === "strengths" && prompts > 1) lines.push(["soft", w.first(prompts)]);
         if (layout?.compare === "prompts" && (valueOf(here(this.node), "strengths") ?? "").split(/[,，、;；\s]+/).filter(Boolean).length > 1) lines.push(["soft", w.drawnAt(layout.columns[0].strength)]);

@@ -210,7 +210,10 @@ export class Panel {
             const said = w.messages[message.id]?.({ ...message, change: translated(message.change), reason: translated(message.reason) });
             if (said) lines.push([message.id === "checkpoint" ? "" : "warning", said]);
         }
-        for (const warning of s.warnings ?? []) lines.push(["warning", warning]);
+        for (const warning of s.warnings ?? []) {
+            const [, severity = "warning", text] = /^(?:(error|warning|note): )?(.*)$/s.exec(warning);
+            lines.push([severity === "note" ? "" : severity, text]);
+        }
         if (s.estimate && !this.over) lines.push(["", w.willTake(duration(s.estimate.seconds))]);
         if (s.needs?.step !== undefined) lines.push(["", w.needs(s.needs)]);
         if (s.plan) lines.push(["plan", s.plan]);
