@@ -38,8 +38,8 @@ def graph(given: argparse.Namespace) -> dict:
     return {
         "base": loader,
         "pictures": {"class_type": "LoadDataset", "inputs": {
-            "folder": given.folder, "resolution": given.resolution, "min_size": given.resolution, "caption_source": "auto", "trigger_word": given.trigger,
-            "repeats": 1, "flip": False, "buckets": True}},
+            "folder": given.folder, "resolution": given.resolution, "min_size": min(given.resolution, 512), "caption_source": "auto",
+            "trigger_word": given.trigger, "repeats": 1, "flip": False, "buckets": True}},
         "settings": {"class_type": "LoRAConfig", "inputs": {"preset": given.preset}},
         "training": {"class_type": "TrainLoRA", "inputs": {
             **base, "dataset": ["pictures", 0], "config": ["settings", 0], "steps": given.steps, "epochs": 0, "learning_rate": given.rate,
@@ -47,14 +47,26 @@ def graph(given: argparse.Namespace) -> dict:
     }
 
 
+def stop(server: str, prompt_id: str, run: str) -> None:
+    """A run that trains ends well; before that the job is taken out of the queue or broken off, and no other one."""
+    if run:
+        ask(server, "/lora_loom/control", {"run": run, "action": "stop"})
+        return
+    ask(server, "/queue", {"delete": [prompt_id]})
+    if any(job[1] == prompt_id for job in ask(server, "/queue")["queue_running"]):
+        ask(server, "/interrupt", {"prompt_id": prompt_id})
+    else:
+        sys.exit("taken out of the queue: the training had not begun")
+
+
 def follow(server: str, wire: websocket.WebSocket, prompt_id: str) -> dict:
-    """Prints how it goes until it is over; Ctrl-C asks the run to stop well. Returns what the last event says."""
+    """Prints how it goes until it is over; Ctrl-C stops it. Returns what the last event says."""
     run, last = "", {}
     while True:
         try:
             message = wire.recv()
         except KeyboardInterrupt:
-            ask(server, "/lora_loom/control", {"run": run, "action": "stop"}) if run else ask(server, "/interrupt", {})
+            stop(server, prompt_id, run)
             continue
         if isinstance(message, bytes):  # previews
             continue
@@ -62,7 +74,14 @@ def follow(server: str, wire: websocket.WebSocket, prompt_id: str) -> dict:
         kind, data = event["type"], event.get("data") or {}
         if data.get("prompt_id") != prompt_id:
             continue
-        if kind == "lora_loom.started":
+        if kind == "executed" and data["node"] == "pictures":
+            for finding in data["output"]["lora_loom_report"][0]["findings"]:
+                if finding["severity"] != "note":
+                    print("{severity}: {text}".format(**finding))
+        elif kind == "lora_loom.warnings":
+            for warning in data["warnings"]:
+                print(warning)
+        elif kind == "lora_loom.started":
             run = data["run"]
             print(data["plan"])
         elif kind == "lora_loom.progress" and data["phase"] == "train":
@@ -85,7 +104,7 @@ def main() -> None:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--name", default="my_lora")
     parser.add_argument("--trigger", default="")
-    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--resolution", type=int, help="512; of the toy base 64")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=1)
@@ -93,6 +112,7 @@ def main() -> None:
     parser.add_argument("--sample-steps", type=int, default=0)
     parser.add_argument("--samples", type=Path, help="a folder for the sample pictures")
     given = parser.parse_args()
+    given.resolution = given.resolution or (512 if given.checkpoint else 64)
     client = uuid.uuid4().hex
     wire = websocket.create_connection(f"ws://{given.server}/ws?clientId={client}")
     prompt_id = ask(given.server, "/prompt", {"prompt": graph(given), "client_id": client})["prompt_id"]

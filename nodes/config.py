@@ -221,6 +221,6 @@ class LoRAConfig(io.ComfyNode):
         given.setdefault("adapter", {})["init_lora"] = "" if init_lora in (None, NONE) else init_lora  # the widget's, never a preset's
         config = presets.merge(presets.load(preset, family), given)
         a = config.adapter
-        events.show(cls.hidden.unique_id, f"{a.algorithm} rank {a.rank} alpha {a.alpha:g} on {', '.join(a.target_modules) or a.targets}, "
-                                          f"{config.optim.optimizer}, {config.optim.scheduler}")
+        events.settle(cls.hidden.unique_id, f"{a.algorithm} rank {a.rank} alpha {a.alpha:g} on {', '.join(a.target_modules) or a.targets}, "
+                                            f"{config.optim.optimizer}, {config.optim.scheduler}")
         return io.NodeOutput(config)

@@ -36,8 +36,11 @@ def schema(node_id: str, display_name: str, **values: Any) -> io.Schema:
 
 
 def widget(kind: Any, name: str, **values: Any) -> Any:
-    """One input. `advanced` folds it away where ComfyUI can."""
-    return kind.Input(name, **_known(kind.Input.__init__, values))
+    """One input. `advanced` folds it away; 0.3.64 has no such parameter, and hands what it does not know on to its page."""
+    made = kind.Input(name, **_known(kind.Input.__init__, values))
+    if values.get("advanced") and not hasattr(made, "advanced"):
+        made.extra_dict = {**made.extra_dict, "advanced": True}
+    return made
 
 
 def output(kind: Any, name: str, **values: Any) -> Any:

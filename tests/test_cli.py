@@ -172,6 +172,15 @@ def test_caption_writes_into_the_folder(folder, captioner):
     assert len(rows_of(folder / "pictures" / "metadata.csv")) == 4
 
 
+def test_captions_that_were_kept_stand_in_the_table_at_once(folder, captioner):
+    first = min((folder / "pictures").glob("*.png"))
+    first.with_suffix(".txt").write_text("my own", encoding="utf-8")
+    assert caption(folder, "--labels", "red", "--existing", "keep") == 0
+    rows = rows_of(folder / "pictures" / "metadata.csv")
+    assert rows.pop(first.name) == "my own" and set(rows.values()) == {"red"} and len(rows) == 3
+    assert not (folder / "pictures" / "metadata.csv.bak").exists()  # there was no older table
+
+
 def test_caption_writes_elsewhere_and_keeps_the_older_text(folder, captioner, capsys):
     (folder / "labels.txt").write_text("# colours\n红\n", encoding="utf-8")
     output = folder / "new" / "my captions.csv"

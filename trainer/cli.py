@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("check", help="report on a folder of pictures and captions")
     checking.add_argument("folder", type=Path, metavar="DIR", help="folder with the pictures")
     checking.add_argument("--resolution", type=int, default=512, help="that they are to be trained at (512)")
-    checking.add_argument("--min-size", type=int, default=0, help="smaller pictures are left out (0: none)")
+    checking.add_argument("--min-size", type=int, help="smaller pictures are left out (the smaller of 512 and the resolution, as in training; 0: none)")
     checking.add_argument("--trigger-word", default="", help="the word that is to call what is learned")
     checking.add_argument("--preset", default="", help="whose number of pictures is to be kept")
     checking.add_argument("--batch-size", type=int, default=1, help="pictures at once (1)")
@@ -268,7 +268,8 @@ def check_command(options: argparse.Namespace) -> int:
     if not 1 <= options.batch_size <= 256:
         raise LoomError(f"--batch-size {options.batch_size} is not within 1 to 256: give the training's batch_size")
     pictures = presets.merge(presets.load(options.preset), {}).train.pictures if options.preset else (0, 0)
-    dataset = read_dataset(options.folder, resolution=options.resolution, min_size=options.min_size, trigger_word=options.trigger_word)
+    least = min(512, options.resolution) if options.min_size is None else options.min_size
+    dataset = read_dataset(options.folder, resolution=options.resolution, min_size=least, trigger_word=options.trigger_word)
     live = sys.stderr.isatty()
     show = lambda done, total: print(f"\rlooking at pictures {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     report = examine(dataset, Training(batch_size=options.batch_size, pictures=pictures), cache=options.cache, progress=show if live else None)

@@ -49,7 +49,7 @@ def add_parser(commands) -> None:
 
 def caption_command(options: argparse.Namespace) -> int:
     from .captioners import methods
-    from .captioners.captioning import caption_dataset, check_save_as, save_captions
+    from .captioners.captioning import caption_dataset, check_save_as
     from .captioners.labels import parse_groups
     from .captioners.options import CaptionOptions
     from .captioners.wording import Wording, parse_ban, parse_replace
@@ -73,8 +73,7 @@ def caption_command(options: argparse.Namespace) -> int:
     show = lambda done, total: print(f"\rcaptioning {done}/{total}", end="\n" if done == total else "", flush=True)
     with (table_beside(dataset, None if options.sidecar else output) as target,
           methods.opened(lambda: methods.method(options.method).load(options.model, device, told)) as captioner):
-        captioned, report = caption_dataset(target, captioner, wording, save_as=save_as, progress=show)
-        save_captions(captioned, save_as)  # captions that were kept as they are belong in the file too
+        _, report = caption_dataset(target, captioner, wording, save_as=save_as, progress=show, whole=True)
     print("".join(f"{line}\n" for line in report.splitlines() if not line.startswith("saved")), end="")
     print(f"captions: {'a .txt beside every picture in ' + str(options.input) if options.sidecar else output}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -741,3 +742,14 @@ def test_the_client_of_the_examples(comfy, tmp_path):
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [f"step00000{step}_{n}.png" for step in (0, 3) for n in (1, 2)]
     wrong = subprocess.run([*program, "no such folder"], capture_output=True, text=True, timeout=120, check=False)
     assert wrong.returncode and "no such folder" in wrong.stderr
+    # Ctrl-C takes its own job out of the queue, and lets the one that trains alone
+    first = subprocess.Popen([*program, "lora_loom_stars", "--steps", "4000", "--name", "goes_on"], stdout=subprocess.PIPE, text=True)
+    assert any("step 1/" in line for line in first.stdout)
+    second = subprocess.Popen([*program, "lora_loom_stars", "--steps", "4000", "--name", "never"], stderr=subprocess.PIPE, text=True)
+    while len(comfy.get("/queue")["queue_pending"]) != 1:
+        time.sleep(0.1)
+    second.send_signal(signal.SIGINT)
+    assert "had not begun" in second.communicate(timeout=60)[1] and second.returncode and comfy.get("/queue")["queue_pending"] == []
+    first.send_signal(signal.SIGINT)
+    told, _ = first.communicate(timeout=120)
+    assert "stopped: Stopped at step" in told and first.returncode == 0

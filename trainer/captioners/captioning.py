@@ -36,12 +36,13 @@ def check_save_as(dataset: Dataset, save_as: str) -> None:
 
 def caption_dataset(dataset: Dataset, captioner: Captioner, wording: Wording | None = None, *, save_as: str = "nothing",
                     progress: Callable[[int, int], object] | None = None, poll: Callable[[], object] | None = None,
-                    keep: Callable[[Dataset], object] | None = None) -> tuple[Dataset, str]:
+                    keep: Callable[[Dataset], object] | None = None, whole: bool = False) -> tuple[Dataset, str]:
     """(the dataset with what the captioner says as captions, a report of several lines).
 
     `progress(done, total)` is called after every picture, `poll()` before it and while a text is written. Where `poll` raises (an
     interrupt), or the captioner fails, the captions made so far are saved first if `save_as` asks for it. `keep` gets the dataset with
-    the captions that were made, on every way out. A picture that cannot be read any more is left as it is and named.
+    the captions that were made, on every way out. whole: at the end captions that were kept as they are go into the file too. A picture
+    that cannot be read any more is left as it is and named.
     Raises LoomError for unknown choices.
     """
     check_save_as(dataset, save_as)
@@ -67,7 +68,7 @@ def caption_dataset(dataset: Dataset, captioner: Captioner, wording: Wording | N
         if made and keep is not None:
             keep(dataset.with_captions(made))
         raise
-    saved = _save_made(dataset, made, save_as)
+    saved = save_captions(dataset.with_captions(made), save_as) if whole else _save_made(dataset, made, save_as)
     if keep is not None:
         keep(dataset.with_captions(made))
 

@@ -9,7 +9,12 @@ export function refold(node) {
     const open = Boolean(node.showAdvanced);
     const changed = rare.filter((w) => defaults[w.name] !== undefined && String(w.value) !== String(defaults[w.name])).length;
     // `hidden` of the widget is the canvas's alone: the new nodes read `options`. The canvas makes no room for what is hidden
-    for (const widget of rare) widget.hidden = !open;
+    for (const widget of rare) {
+        widget.hidden = !open;
+        if (node.getLayoutWidgets) continue;
+        if (open) delete widget.computeSize;  // a page of 2025 makes room for what is hidden
+        else widget.computeSize = () => [0, -4];
+    }
     button.label = open ? words().fewer : words().more(rare.length, changed);
     node.setDirtyCanvas?.(true, true);
 }
@@ -17,8 +22,7 @@ export function refold(node) {
 export function fold(node) {
     const inputs = { ...node.constructor.nodeData?.input?.required, ...node.constructor.nodeData?.input?.optional };
     const rare = (node.widgets ?? []).filter((w) => w.options?.advanced);
-    // a button for one or two would take more room than it saves; pages of 2025 make room even for what is hidden
-    if (rare.length < 3 || !node.getLayoutWidgets) return;
+    if (rare.length < 3) return;  // a button for one or two would take more room than it saves
     // last, for the page saves values by their place; canvasOnly, for the new nodes have a button of their own
     const button = node.addWidget("button", "lora_loom_fold", null, () => {
         node.showAdvanced = !node.showAdvanced;
