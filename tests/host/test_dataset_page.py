@@ -474,6 +474,20 @@ def test_narrow_and_zoomed(comfy, page):
     close(page)
 
 
+def test_auto_caption_shows_what_it_holds(comfy, page):
+    """Counts, and what Load Dataset's report says of the pictures."""
+    folder = pictures(comfy, "held", ["a", "", "c"])
+    (folder / "3.png").write_bytes((folder / "2.png").read_bytes())
+    graph(page, folder.name)
+    setting(page, min_size=16, resolution=64)
+    strip = page.locator(".lora-loom-strip")
+    strip.locator(".counts", has_text="2 with a caption").wait_for()
+    strip.locator(".item[data-severity=warning]", has_text="no caption").first.wait_for()
+    assert "Same file twice" in strip.locator(".item").nth(3).get_attribute("title") and "No caption" in strip.locator(".item").nth(1).get_attribute("title")
+    assert strip.locator(".item").first.get_attribute("data-severity") in ("", "note")
+    keep(page, comfy, "caption_holds")
+
+
 def asked(page, part: str) -> list[str]:
     return [request for request in page.evaluate("() => window.loomAsked") if part in request]
 

@@ -130,6 +130,13 @@ const NODE_STYLE = `
     .lora-loom-strip .scroll:focus-visible .current { outline: 2px solid var(--text); outline-offset: -3px; }
     .lora-loom-strip .item img { width: 46px; height: 46px; object-fit: cover; border-radius: 4px; flex: none; background: var(--panel); }
     .lora-loom-strip .item span { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; overflow-wrap: anywhere; }
+    .lora-loom-strip .buttons button { flex: 1 0 auto; }
+    .lora-loom-strip .counts { align-self: center; color: var(--soft); font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+    .lora-loom-strip .counts:empty { display: none; }
+    .lora-loom-strip .item::after { content: ""; position: absolute; top: 5px; left: 43px; width: 7px; height: 7px; border-radius: 50%; border: 1.5px solid var(--panel); background: var(--soft); }
+    .lora-loom-strip .item[data-severity=""]::after { display: none; }
+    .lora-loom-strip .item[data-severity=warning]::after { background: var(--warn); }
+    .lora-loom-strip .item[data-severity=error]::after { background: var(--wrong); }
     .lora-loom-strip .none { color: var(--soft); font-style: italic; }
     .lora-loom-strip .hint { color: var(--soft); text-align: center; padding: 16px 10px; }`;
 

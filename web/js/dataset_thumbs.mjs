@@ -3,22 +3,10 @@ import { listSome, thumbnailUrl } from "./captions_api.mjs";
 import { words } from "./captions_words.mjs";
 import { watchFolder } from "./folder_watch.mjs";
 import { el } from "./modal.mjs";
-import { found, words as reportWords } from "./report_words.mjs";
+import { problems } from "./report.mjs";
+import { words as reportWords } from "./report_words.mjs";
 
 const MOST = 60;  // pictures: the editor shows the others
-const WORSE = ["note", "warning", "error"];
-
-// {name: [severity, titles]} of the pictures that a report names.
-function problems(report) {
-    const marked = new Map();
-    for (const { id, severity, pictures } of report?.findings ?? []) {
-        for (const { name } of pictures) {
-            const [before, titles] = marked.get(name) ?? ["note", []];
-            marked.set(name, [WORSE.indexOf(severity) > WORSE.indexOf(before) ? severity : before, [...titles, found(id)]]);
-        }
-    }
-    return marked;
-}
 
 // {element}; a click opens the editor at that picture.
 export function thumbs(node, edit) {

@@ -89,3 +89,17 @@ export const draw = (place, report) => put(place, head(report), ...(report.bucke
 // Why there is no report: words, an error, and perhaps [a button's label, what it does].
 export const tell = (place, text = "", { error = false, button = null } = {}) => put(place, element("p", error ? "loom-error" : "loom-muted", text),
     ...(button ? [el("button", { type: "button", textContent: button[0], onclick: button[1] })] : []));
+
+const WORSE = ["note", "warning", "error"];
+
+// {name: [severity, titles]} of the pictures that a report names, but for the findings that are `left` out.
+export function problems(report, left = []) {
+    const marked = new Map();
+    for (const { id, severity, pictures } of (report?.findings ?? []).filter((one) => !left.includes(one.id))) {
+        for (const { name } of pictures) {
+            const [before, titles] = marked.get(name) ?? ["note", []];
+            marked.set(name, [WORSE.indexOf(severity) > WORSE.indexOf(before) ? severity : before, [...titles, found(id)]]);
+        }
+    }
+    return marked;
+}
