@@ -51,9 +51,8 @@ export function addStrip(node, edit) {
         event.preventDefault();
         event.stopPropagation();  // the canvas has its own use for them
     });
-    function mark() {  // what Load Dataset's report says of the pictures
-        const place = datasetOf(node);
-        report = place && reportOf(place.node, reportSettings(place));
+    function mark(found = report) {  // what Load Dataset's report says of the pictures
+        report = found;
         marked = problems(report, Object.keys(captions).length ? OF_CAPTIONS : []);
     }
 
@@ -71,9 +70,11 @@ export function addStrip(node, edit) {
         grid.setCount(rows.length);
     });
     living(node, () => watching(strip, () => {
-        const before = report;
-        mark();
-        if (report !== before) grid.draw(true);
+        const place = datasetOf(node), found = place && reportOf(place.node, reportSettings(place));
+        if (found !== report) {
+            mark(found);
+            grid.draw(true);
+        }
         const text = refusals(node).map((one) => translated(one)).join("\n");
         if (text === refused.textContent) return;
         refused.textContent = refused.title = text;

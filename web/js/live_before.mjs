@@ -31,13 +31,18 @@ function needed(answer, question) {
 const complaints = (report) => (report?.findings ?? []).filter((one) => one.severity !== "note")
     .map((one) => [one.severity, `${titleOf(one.id)}: ${(chinese() && said(one)) || one.text}`]);
 
+const larger = new WeakMap();  // a node's report -> {batch, report: what is to be said of batches of that size too}
+
 // The report that the node shows, with what is to be said of larger batches; else the server is asked.
 async function reportFor(node, values, batch) {
     const own = reportOf(node, values);
     if (own && batch === 1) return own;
+    if (own && larger.get(own)?.batch === batch) return larger.get(own).report;
     const asked = await ask(values, batch).catch((error) => ({ findings: [], refused: error.message }));
     if (!own || asked.refused) return asked;
-    return { findings: [...own.findings, ...asked.findings.filter(({ id }) => !own.findings.some((one) => one.id === id))] };
+    const report = { findings: [...own.findings, ...asked.findings.filter(({ id }) => !own.findings.some((one) => one.id === id))] };
+    larger.set(own, { batch, report });
+    return report;
 }
 
 // Keeps `panel.before` right for as long as nothing trains in its node. What it answers ends it.

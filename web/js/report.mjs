@@ -38,6 +38,8 @@ const STYLE = `
 .loom-report > button:hover { border-color: var(--strong); }
 `;
 
+const MOST = 100;  // pictures that a finding names: elements cost, also folded ones
+
 const element = (kind, className, ...inside) => el(kind, { className }, ...inside);
 
 const percent = (share) => `${Math.round(share * 100)} %`;
@@ -65,7 +67,7 @@ function buckets(report) {
 
 function finding(one) {
     const count = one.count ? element("span", "loom-muted", String(one.count)) : "";
-    const names = one.pictures.map(({ name, detail }) => element("li", "", name, detail ? element("span", "loom-muted", ` · ${translated(detail)}`) : ""));
+    const names = one.pictures.slice(0, MOST).map(({ name, detail }) => element("li", "", name, detail ? element("span", "loom-muted", ` · ${translated(detail)}`) : ""));
     if (one.count > names.length) names.push(element("li", "loom-muted", words().more(one.count - names.length)));
     const text = (chinese() && said(one)) || one.text;
     const summary = element("summary", `loom-${one.severity}`, element("span", "", found(one.id)), count);
