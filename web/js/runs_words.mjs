@@ -5,7 +5,7 @@ const n = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
 const WORDS = {
     en: {
-        tab: "LoRA runs", tip: "All trainings of LoRA Loom: look, compare, use", search: "Search runs", refresh: "Read the runs' folder again", sort: "Order", byTime: "Newest", byName: "Name", bySize: "Size",
+        tab: "LoRA runs", search: "Search runs", refresh: "Read the runs' folder again", sort: "Order", byTime: "Newest", byName: "Name", bySize: "Size",
         none: "No runs yet. Train LoRA leaves one for each training.", noMatch: "No run matches the search.", noCurve: "no curve", failedToRead: (why) => `The runs could not be read: ${why}`,
         select: (name) => `Select ${name} for comparison`, compare: (count) => `Compare (${count})`, compareTip: "Select two or more runs to see them side by side", clear: "Clear the selection",
         open: (name) => `${name}: curve, samples and settings`, newest: (step) => `last ${step}`, best: (step) => `best ${step}`, loss: (value) => `loss ${value}`,
@@ -27,7 +27,7 @@ const WORDS = {
         fact: { status: "status", started: "started", seconds: "took", step: "steps", loss: "loss", best: "best validation", model: "model", family: "family", pictures: "pictures", lora: "LoRA file", bytes: "on disk" },
     },
     zh: {
-        tab: "LoRA 训练", tip: "LoRA Loom 的所有训练：查看、对比、使用", search: "搜索训练", refresh: "重新读取训练文件夹", sort: "排序", byTime: "最新", byName: "名称", bySize: "大小",
+        tab: "LoRA 训练", search: "搜索训练", refresh: "重新读取训练文件夹", sort: "排序", byTime: "最新", byName: "名称", bySize: "大小",
         none: "还没有训练。“训练 LoRA”节点每次训练都会在这里留下一项。", noMatch: "没有符合条件的训练。", noCurve: "没有曲线", failedToRead: (why) => `无法读取训练：${why}`,
         select: (name) => `选择 ${name} 进行对比`, compare: (count) => `对比（${count}）`, compareTip: "选择两项或更多训练并排对比", clear: "取消选择",
         open: (name) => `${name}：曲线、样图和设置`, newest: (step) => `最新 ${step}`, best: (step) => `最佳 ${step}`, loss: (value) => `损失 ${value}`,
