@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +30,13 @@ def by_path(name: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def eventually(page, holds: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits until that holds or the time is over, with the page at work meanwhile; the test says then what it wanted."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        page.wait_for_timeout(100)
 
 
 def oldest() -> tuple[Path, Path | None]:

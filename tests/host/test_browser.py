@@ -131,7 +131,7 @@ def test_a_preset_and_its_values_are_one_step_of_undo(page):
     for key, wanted in (("z", states[1]), ("z", states[0]), ("y", states[1]), ("y", states[2])):
         page.evaluate("() => window.app.canvas.canvas.focus()")
         page.keyboard.press(f"Control+{key}")
-        page.wait_for_timeout(1200)
+        host.eventually(page, lambda wanted=wanted: state() == wanted)
         assert state() == wanted, key
 
 
@@ -195,9 +195,9 @@ def test_run_shows_the_previews(comfy, page):
     set_widget(page, 5, "steps", 20)
     set_widget(page, 7, "steps", 6)
     press_run(page, "execution_success")
-    page.wait_for_timeout(1500)
-    shown = page.evaluate("() => Object.fromEntries([3, 6, 7, 13, 16].map((id) => [id, (window.app.nodeOutputs[id]?.images ?? []).length]))")
-    assert shown == {"3": 20, "6": 1, "7": 4, "13": 1, "16": 4}
+    shown = lambda: page.evaluate("() => Object.fromEntries([3, 6, 7, 13, 16].map((id) => [id, (window.app.nodeOutputs[id]?.images ?? []).length]))")
+    host.eventually(page, lambda: shown()["16"] == 4)
+    assert shown() == {"3": 20, "6": 1, "7": 4, "13": 1, "16": 4}
     drawn = page.evaluate("() => window.app.graph.getNodeById(16).imgs?.map((i) => [i.naturalWidth, i.naturalHeight])")
     assert drawn in (None, [[384, 192]] * 4), drawn
     page.wait_for_function("() => document.querySelector('.loom-live .says')?.textContent.includes('Finished at step 20 of 20')", timeout=20_000)

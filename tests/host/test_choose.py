@@ -292,15 +292,15 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     page.keyboard.press("Space")
     assert page.evaluate(VIEW) == "step 2 at strength 0.25"
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(300)
+    host.eventually(page, lambda: page.evaluate(VIEW) == "step 2 at strength 0.5")
     assert page.evaluate(VIEW) == "step 2 at strength 0.5"
     keep(comfy, page, f"{renderer}_large")
     page.keyboard.press("Escape")
-    page.wait_for_timeout(200)
+    host.eventually(page, lambda: page.evaluate(VIEW) is None)
     assert page.evaluate(VIEW) is None and page.evaluate(LOOK)["at"] == 1
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('.loom-choose .chosen')")
-    page.wait_for_timeout(500)
+    host.eventually(page, lambda: page.evaluate(LOOK)["clear"] and kept(comfy, "seen_step000002.safetensors"))
     chosen = page.evaluate(LOOK)
     assert chosen["chosen"] == 1 and chosen["choice"] == "seen/seen_step000002.safetensors @ 0.5" and chosen["clear"]
     assert chosen["says"] == ["Chosen: step 2 at strength 0.5 · press Run to go on with it"]
@@ -310,7 +310,7 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     assert page.evaluate(LOOK)["says"] == ["Chosen: step 2 at strength 0.5 · it goes on from here"]
     # by mouse another, enlarged too
     page.locator(".loom-choose .cell .pick").nth(5).click()
-    page.wait_for_timeout(500)
+    host.eventually(page, lambda: kept(comfy, "seen.safetensors"))
     assert page.evaluate(LOOK)["choice"] == "seen/seen.safetensors @ 1" and kept(comfy, "seen.safetensors")
     page.locator(".loom-choose .cell").nth(2).hover()
     page.locator(".loom-choose .cell .look").nth(2).click()
@@ -336,7 +336,7 @@ def test_a_checkpoint_is_picked_on_the_page(comfy, page, renderer):
     assert saved["nodes"] and "blob:" not in json.dumps(saved)
     page.evaluate("(saved) => window.app.loadGraphData(saved)", saved)
     page.wait_for_function("() => document.querySelectorAll('.loom-choose .cell img').length === 6")
-    page.wait_for_timeout(500)
+    host.eventually(page, lambda: page.evaluate(LOOK)["chosen"] == 5)
     again = page.evaluate(LOOK)
     assert again["chosen"] == 5 and again["drawn"] == 6 and again["choice"] == "seen/seen.safetensors @ 1"
     # reloaded in the middle of a drawing, the page shows what is there and goes on with it

@@ -504,7 +504,7 @@ def test_light_theme_chinese_and_a_narrow_bar(comfy, page):
     }""")
     page.wait_for_timeout(500)
     tab, runs = page.locator("[class*='lora_loom.runs-tab-button']"), page.locator(".loom-runs")
-    assert tab.get_attribute("aria-label") == "LoRA Loom 的所有训练：查看、对比、使用"  # at once, as the page's own tabs
+    page.locator("[class*='lora_loom.runs-tab-button'][aria-label='LoRA Loom 的所有训练：查看、对比、使用']").wait_for()  # without a reload, as the page's own tabs
     if runs.count():
         tab.click()
         runs.wait_for(state="detached")
