@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
+SIZES = [(1024, 1024), (832, 1216), (1024, 1024), (1216, 832)]  # of the pictures that stand in for a user's own
 
 
 def by_path(name: str, path: Path):
@@ -136,8 +137,14 @@ def stand_in(base: Path) -> None:
         path = base / "models" / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (base / "input" / "my_pictures").mkdir(parents=True, exist_ok=True)
-    shutil.copy(next((ROOT / "assets" / "lora_loom_stars").glob("*.png")), base / "input" / "my_pictures" / "1.png")
+    from PIL import Image, ImageOps
+
+    stars, mine = ROOT / "assets" / "lora_loom_stars", base / "input" / "my_pictures"
+    mine.mkdir(parents=True, exist_ok=True)
+    shutil.copy(stars / "metadata.csv", mine)
+    for i, star in enumerate(sorted(stars.glob("*.png"))):
+        large = Image.open(star).convert("RGB").resize((1216, 1216), Image.Resampling.BOX)
+        ImageOps.fit(large, SIZES[i % len(SIZES)]).save(mine / star.name)
 
 
 def open_page(playwright, url: str, size: tuple[int, int] = (1900, 2000)):
