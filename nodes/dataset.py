@@ -16,6 +16,7 @@ from ..trainer.data.pictures import open_picture
 from ..trainer.errors import LoomError
 from . import events, folders, quality
 from .schema import Dataset, io, output, schema, widget
+from .turns import turns
 
 _SHOWN = 200  # pictures in the `images` output: more would not fit in memory
 _BYTES = 512 * 2**20  # and no more than this
@@ -96,14 +97,17 @@ class LoadDataset(io.ComfyNode):
     def execute(cls, folder, resolution, min_size, caption_source, trigger_word, repeats, flip, buckets, masks="none",
                 more_resolutions="", upscale=False, check_pictures=True, clip=None) -> io.NodeOutput:
         path = folders.dataset(folder)
-        with folders.called(path, folder):
+        made_of = {"folder": folder, "resolution": resolution, "min_size": min_size, "caption_source": caption_source, "trigger_word": trigger_word,
+                   "repeats": repeats, "flip": flip, "buckets": buckets, "masks": masks, "more_resolutions": more_resolutions, "upscale": upscale,
+                   "fingerprint": reading.fingerprint(path)}
+        with folders.called(path, folder), turns.run(events.interrupted):
             found = reading.read_dataset(
                 path, resolution=resolution, min_size=min_size, caption_source=caption_source, trigger_word=trigger_word,
                 repeats=repeats, flip=flip, buckets=buckets, masks=masks or "none", more_resolutions=resolutions(more_resolutions), upscale=bool(upscale),
                 poll=events.interrupted, progress=events.counter(cls.hidden.unique_id), index=folders.cache() / "pictures")
         found = dataclasses.replace(found, name=folder)
         shown = images(found)
-        report, drawn = quality.report(found, cls.hidden.unique_id, clip) if check_pictures else (found.report(), None)
+        report, drawn = quality.report(found, cls.hidden.unique_id, clip, made_of) if check_pictures else (found.report(), None)
         if not check_pictures:
             events.show(cls.hidden.unique_id, report)
         report += f"\nimages shows the first {len(shown)}" if len(shown) < len(found.pictures) else ""

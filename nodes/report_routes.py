@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +17,7 @@ from . import folders
 from .answers import guarded
 from .dataset import resolutions
 from .dataset_routes import dataset_folder
+from .turns import stand_back, turns
 
 # read_dataset's own, as in LoadDataset, and what of the training the report asks for
 _TEXTS = {"caption_source": "auto", "trigger_word": "", "masks": "none", "more_resolutions": ""}
@@ -42,7 +45,7 @@ def _values(query: Mapping[str, str]) -> dict[str, Any]:
     for name, default in _NUMBERS.items():
         text = query.get(name, str(default))
         if not text.isascii() or not text.isdecimal() or len(text) > 9:
-            raise LoomError(f"{name} is {text[:80]!r}, which is no whole number: the report takes {name}={default}, for example")
+            raise LoomError(f"{name} is {text[:80]!r}, which is no whole number of at most nine digits: the report takes {name}={default}, for example")
         values[name] = int(text)
     for name, default in _SWITCHES.items():
         text = query.get(name, str(default)).lower()
@@ -56,14 +59,14 @@ def _values(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def register(routes: web.RouteTableDef) -> None:
-    turn = asyncio.Lock()  # one at a time: each decodes pictures in threads of its own
+    lookers = ThreadPoolExecutor(1, "lora_loom.report", stand_back)  # one at a time: each decodes pictures in threads of its own
 
     async def answer(request: web.Request) -> web.Response:
         def poll() -> None:
             if request.transport is None or request.transport.is_closing():
                 raise LoomError("nobody waits for the report any more")
 
-        async with turn:
-            return web.json_response(await asyncio.to_thread(report, request.rel_url.query, poll))
+        made = asyncio.get_running_loop().run_in_executor(lookers, turns.page, functools.partial(report, request.rel_url.query), poll)
+        return web.json_response(await made)
 
     routes.get("/lora_loom/report")(guarded(answer))

@@ -269,6 +269,17 @@ def test_bad_settings(cats: Path, change: dict, words: str) -> None:
         read_dataset(cats, **{"min_size": 64, **change})
 
 
+@pytest.mark.parametrize("change", [{"resolution": 99}, {"resolution": 5000}, {"repeats": 0}, {"more_resolutions": (768, 99999)}, {"more_resolutions": (8,)}])
+def test_a_setting_out_of_its_range_has_the_nearest_as_its_remedy(cats: Path, change: dict) -> None:
+    [name] = change
+    try:
+        read_dataset(cats, **{"min_size": 64, **change})
+    except LoomError as error:
+        assert error.fix == {name: {"resolution": 4096, "repeats": 1, "more_resolutions": "768, 4096" if len(str(change)) > 30 else "64"}[name]}
+    else:
+        assert change == {"resolution": 99}
+
+
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(LoomError, match="does not exist"):
         read_dataset(tmp_path / "nowhere")

@@ -269,6 +269,11 @@ def test_other_pictures_other_models_and_no_state_are_named(model: backbone.Diff
     with pytest.raises(LoomError, match=r"augment is '2 variants of each picture, flip 0.5, seed 0', was ''") as told:
         run(model, dataclasses.replace(dataset, augment=Augmentation(flip=0.5, variants=2)), CONFIG, tmp_path, resume="toy")
     assert told.value.fix == {}
+    recaptioned = dataset.with_captions({dataset.pictures[0].name: "another"})
+    for change, said in (({"asked_source": "none"}, "caption_source is 'none', was 'auto'"), ({"min_size": 20}, "min_size is 20, was 64")):
+        with pytest.raises(LoomError, match=rf"other settings \({said}; pictures or captions may be others too\)") as told:
+            run(model, dataclasses.replace(recaptioned, **change), CONFIG, tmp_path, resume="toy")
+        assert len(told.value.fix) == 1
     monkeypatch.setattr(model, "name", "another")
     with pytest.raises(LoomError, match="resume 'toy' on 'toy another epsilon'.*load that checkpoint"):
         run(model, dataset, CONFIG, tmp_path, resume="toy")

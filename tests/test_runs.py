@@ -232,6 +232,13 @@ def test_a_record_of_another_hand_takes_no_list_away(tmp_path: Path) -> None:
             _strict(reading.summary(tmp_path / "a"))
 
 
+def test_settings_of_pictures_that_another_hand_wrote_are_not_handed_on(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"dataset": {
+        "resolution": "hello", "min_size": -5, "flip": "maybe", "masks": "<img>", "upscale": 7, "repeats": True, "caption_source": "none", "buckets": False,
+        "constructor": "x", "__proto__": "y", "folder": 3, "trigger_word": "zxmug", "more_resolutions": [768]}}))
+    assert record.dataset(tmp_path) == {"caption_source": "none", "buckets": False, "trigger_word": "zxmug"}
+
+
 def test_links_lead_out_of_no_run(tmp_path: Path) -> None:
     outside = lines(tmp_path / "outside", 3)
     (outside / "run.json").write_text('{"report": "theirs"}')

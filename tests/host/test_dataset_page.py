@@ -492,6 +492,12 @@ def asked(page, part: str) -> list[str]:
     return [request for request in page.evaluate("() => window.loomAsked") if part in request]
 
 
+def watch(page) -> None:
+    page.evaluate("""() => { window.loomAsked = []; window.loomSignals = []; window.loomReal ??= window.app.api.fetchApi;
+        window.app.api.fetchApi = function (route, ...more) { window.loomAsked.push(String(route)); if (String(route).includes("/report")) window.loomSignals.push(more[0]?.signal);
+            return window.loomReal.call(this, route, ...more); }; }""")
+
+
 def test_many_pictures_are_checked_when_that_is_wanted(comfy, page):
     """A node that has just been made has some folder of the list; thousands of pictures are not decoded for that."""
     folder = comfy.base / "input" / "thousands"
@@ -499,7 +505,7 @@ def test_many_pictures_are_checked_when_that_is_wanted(comfy, page):
     one = png(0, data.coffee(), 64)
     for number in range(1001):
         (folder / f"{number}.png").write_bytes(one)
-    page.evaluate("() => { window.loomAsked = []; window.loomReal ??= window.app.api.fetchApi; window.app.api.fetchApi = function (route, ...more) { window.loomAsked.push(String(route)); return window.loomReal.call(this, route, ...more); }; }")
+    watch(page)
     graph(page, folder.name)
     setting(page, min_size=16, resolution=64)
     page.locator(".loom-report", has_text="1,001 pictures are checked when they are trained on").wait_for()
@@ -515,6 +521,21 @@ def test_many_pictures_are_checked_when_that_is_wanted(comfy, page):
     page.evaluate("""() => { const {app, loomNodes: {caption}} = window, train = LiteGraph.createNode("TrainLoRA"); app.graph.add(train);
         caption.connect(0, train, train.inputs.findIndex((input) => input.name === "dataset")); }""")
     page.locator(".loom-report", has_text="Same file twice").wait_for(timeout=120_000)  # they are to be trained on
+    # Train LoRA takes Load Dataset's report, and asks by itself where that is on no page; what nobody waits for any more is given up
+    watch(page)
+    setting(page, resolution=80)
+    host.eventually(page, lambda: asked(page, "report?folder=thousands"))
+    page.wait_for_timeout(1500)
+    assert len(asked(page, "report?folder=thousands")) == 1
+    page.locator(".loom-report", has_text="Same file twice").wait_for(timeout=120_000)
+    page.evaluate("() => { window.loomNodes.load.flags.collapsed = true; window.app.canvas.setDirty(true, true); }")
+    page.locator(".loom-report").wait_for(state="hidden")
+    watch(page)
+    setting(page, resolution=88)
+    host.eventually(page, lambda: asked(page, "report?folder=thousands"))
+    page.evaluate("() => { window.app.graph.clear(); }")
+    host.eventually(page, lambda: page.evaluate("() => window.loomSignals.every((signal) => signal.aborted)"))
+    assert page.evaluate("() => window.loomSignals.length && window.loomSignals.every((signal) => signal.aborted)")
     page.evaluate("() => { window.app.api.fetchApi = window.loomReal; }")
 
 
@@ -575,6 +596,24 @@ def test_load_dataset_shows_what_it_holds(comfy, page):
     gone.wait_for()
     assert not page.locator(".thumbs .row").is_visible() and gone.evaluate("(e) => e.scrollHeight <= e.clientHeight")
     keep(page, comfy, "dataset_gone")
+    folder.rename(folder.with_name("gone away"))  # as the message says
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    page.locator(".loom-report .loom-head", has_text="3 pictures").wait_for()
+
+
+def test_an_error_that_is_asked_about_again_keeps_its_button_in_focus(comfy, page):
+    graph(page, pictures(comfy, "small ones", ["a"]).name)
+    setting(page, resolution=64)
+    button = page.locator(".loom-report button", has_text="min_size")
+    button.focus()
+    watch(page)
+    try:
+        page.evaluate("() => { window.loomNow = Date.now; Date.now = () => window.loomNow() + 11000; }")
+        host.eventually(page, lambda: asked(page, "report?folder=small"))
+        page.wait_for_timeout(1500)
+        assert len(asked(page, "report?folder=small")) == 1 and button.evaluate("(e) => document.activeElement === e")
+    finally:
+        page.evaluate("() => { Date.now = window.loomNow; window.app.api.fetchApi = window.loomReal; }")
 
 
 def test_chinese(comfy, page):

@@ -486,7 +486,7 @@ def test_the_page_asks_for_the_pictures_no_more_often_than_it_must(comfy, page) 
     page.wait_for_timeout(9500)
     asked = page.evaluate("() => window.loomAsked")
     page.evaluate("() => { window.app.api.fetchApi = window.loomReal; }")
-    assert sum("/estimate" in route for route in asked) >= 2 and sum("/report" in route for route in asked) <= 2, asked  # the panel and Load Dataset each
+    assert sum("/estimate" in route for route in asked) >= 2 and sum("/report" in route for route in asked) <= 1, asked  # Load Dataset's, which the panel takes too
     timers = page.evaluate("""() => {
         let made = 0; const real = window.setInterval; window.setInterval = (...all) => { made += 1; return real(...all); };
         for (const kind of ["TrainLoRA", "LoadDataset", "LoRAConfig", "ChooseCheckpoint", "AutoCaption", "FilterDataset"]) window.LiteGraph.createNode(kind);

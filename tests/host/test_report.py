@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image, ImageFilter
@@ -116,6 +118,21 @@ def test_the_report_over_http(comfy):
     assert "is not there" in refusal(comfy, folder="out")
 
 
+def test_a_run_goes_before_a_report(comfy):
+    """What a page has begun to measure stops for a run that wants to, is done with it, and comes all the same."""
+    home = comfy.base / "input" / "some"
+    home.mkdir()
+    for number in range(60):
+        Image.fromarray(data.coffee()).rotate(number).save(home / f"{number}.jpg")
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(comfy.get, route(folder="some", min_size=64))
+        time.sleep(0.5)
+        prompt = {"2": node("LoadDataset", **{**graph()["2"]["inputs"], "folder": "some"}), "3": node("PreviewAny", source=["2", 2])}
+        outcome = comfy.run(prompt)
+        assert outcome.ending == "execution_success" and outcome.history["outputs"]["2"]["lora_loom_report"][0]["of"]["folder"] == "some", outcome.error
+        assert report.result(120)["pictures"] == 60
+
+
 def test_a_report_that_nobody_waits_for_ends(comfy):
     home = comfy.base / "input" / "many"
     home.mkdir()
@@ -197,6 +214,43 @@ def test_the_report_is_drawn_in_the_node(comfy, page, renderer):
         run(page)
         assert page.evaluate(LOOK)[0]["rows"] == drawn["rows"]
     assert page.problems == []
+
+
+SET = "([name, value]) => { window.app.graph.getNodeById(2).widgets.find((w) => w.name === name).value = value; }"
+AGAIN = """() => { const node = window.app.graph.getNodeById(2); window.loomReport ??= window.app.nodeOutputs[2].lora_loom_report[0];
+    node.onExecuted({lora_loom_report: [{...structuredClone(window.loomReport), pictures: 77}]}); }"""  # as a workflow that is opened again brings it along
+
+
+@pytest.mark.browser
+def test_a_run_s_report_is_shown_for_its_own_settings_alone(comfy, page):
+    prompt = graph()
+    prompt["2"]["inputs"]["trigger_word"] = "zxnew"  # from the cache the page of 0.3.64 is told nothing
+    open_graph(page, prompt)
+    head, bars = page.locator(".loom-report .loom-head").first, "() => window.app.graph.getNodeById(2).loomReport.querySelectorAll('.loom-buckets i').length"
+    page.wait_for_function("() => window.app.graph.getNodeById(2).loomReport.querySelector('summary')")
+    several = page.evaluate(bars)
+    run(page)
+    page.evaluate(SET, ["more_resolutions", "128"])
+    page.wait_for_function(f"() => ({bars})() > {several}")
+    page.evaluate(AGAIN)
+    page.wait_for_timeout(1500)
+    assert page.evaluate(bars) > several and "77" not in head.text_content()
+    page.evaluate(SET, ["more_resolutions", ""])
+    page.wait_for_function(f"() => ({bars})() === {several}")
+    page.evaluate(AGAIN)
+    page.wait_for_function("() => window.app.graph.getNodeById(2).loomReport.textContent.includes('77 pictures')")
+    page.evaluate("() => { delete window.loomReport; }")
+
+
+@pytest.mark.browser
+def test_what_is_computed_is_known_when_it_runs(comfy, page):
+    prompt = graph(min_similarity=0.24)
+    prompt["6"] = node("StringLength", string="x" * 300)
+    prompt["2"]["inputs"]["resolution"] = ["6", 0]
+    open_graph(page, prompt)
+    page.locator(".loom-report", has_text="resolution comes from another node").first.wait_for()
+    run(page)
+    page.wait_for_function("() => window.app.graph.getNodeById(2).loomReport.textContent.includes('320×320')")
 
 
 @pytest.mark.browser

@@ -12,8 +12,12 @@ from typing import Any
 from ..errors import LoomError
 from .augment import Augmentation
 from .buckets import sizes_for
-from .captions import listed
-from .masks import without_masks
+from .captions import SOURCES, listed
+from .masks import MASKS, without_masks
+
+RANGES = {"resolution": (64, 4096), "min_size": (0, 65536), "repeats": (1, 1000)}  # of the settings that are whole numbers
+_TEXTS, _SWITCHES = ("folder", "trigger_word", "more_resolutions", "augment"), ("flip", "buckets", "upscale")
+_CHOICES = {"caption_source": SOURCES, "masks": tuple(MASKS)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Dataset:
     upscale: bool = False  # enlarge what is smaller than its bucket
     augment: Augmentation | None = None
     name: str = ""  # what the host calls the folder
+    asked_source: str = "auto"  # the caption_source that was asked for
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -100,7 +105,8 @@ class Dataset:
         told = {name: getattr(self, name) for name in ("resolution", "min_size", "trigger_word", "repeats", "flip", "buckets", "masks", "upscale")}
         how = self.augment
         varied = f"{how.variants} variants of each picture, {how.words()}, seed {how.seed}" if how and how.active else ""
-        return {"folder": self.name or self.folder.name, **told, "more_resolutions": ", ".join(map(str, self.more_resolutions)), "augment": varied}
+        return {"folder": self.name or self.folder.name, **told, "caption_source": self.asked_source,
+                "more_resolutions": ", ".join(map(str, self.more_resolutions)), "augment": varied}
 
     def with_captions(self, captions: dict[str, str]) -> Dataset:
         """A copy with the captions of the named pictures replaced. Raises LoomError for a name that is not in it."""
@@ -145,6 +151,16 @@ class Dataset:
             lines += [f"  {name}: {why}" for name, why in self.left_out[:20]]
             lines += [f"  and {len(self.left_out) - 20} more"] if len(self.left_out) > 20 else []
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
+
+
+def recorded(found: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that `Dataset.settings` may have given: another hand may have been at them."""
+    def ours(name: str, value: Any) -> bool:
+        if name in RANGES:
+            return type(value) is int and RANGES[name][0] <= value <= RANGES[name][1]
+        return isinstance(value, bool) if name in _SWITCHES else isinstance(value, str) and (name in _TEXTS or value in _CHOICES.get(name, ()))
+
+    return {name: value for name, value in found.items() if ours(name, value)}
 
 
 def natural(name: str) -> tuple:

@@ -16,7 +16,7 @@ from . import captions as caption_files
 from .augment import Augmentation
 from .captions import METADATA, SIDECARS, SOURCES, folder_repeats, listed
 from .checked import all_broken, read_whole
-from .dataset import Dataset, Picture, captionless, natural, word_pattern
+from .dataset import RANGES, Dataset, Picture, captionless, natural, word_pattern
 from .embedded import from_pictures
 from .masks import MASKS, mask_files
 from .pictures import SUFFIXES, header, open_picture, reason
@@ -39,12 +39,12 @@ def list_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
     Sizes are in pixels. Raises LoomError for a setting out of its range, for a folder that is missing or holds no
     picture to train on, and for a metadata file that cannot be understood (with its line).
     """
-    _check("resolution", resolution, 64, 4096)
+    _check("resolution", resolution)
     more_resolutions = tuple(dict.fromkeys(r for r in more_resolutions if r != resolution))
     for more in more_resolutions:
-        _check("more_resolutions", more, 64, 4096)
-    _check("min_size", min_size, 0, 65536)
-    _check("repeats", repeats, 1, 1000)
+        _check("more_resolutions", more, RANGES["resolution"], more_resolutions)
+    _check("min_size", min_size)
+    _check("repeats", repeats)
     if masks not in MASKS:
         raise LoomError(f"masks {masks!r} is unknown: LoadDataset.masks is one of {', '.join(MASKS)}")
     if caption_source not in SOURCES:
@@ -91,7 +91,7 @@ def list_dataset(folder: str | Path, *, resolution: int = 512, min_size: int = 5
     if mask_of and masks == "none":
         warnings += (f"{len(mask_of)} masks are there and not used: set LoadDataset.masks to files",)
     return Dataset(folder, tuple(pictures), resolution, min_size, trigger_word, repeats, bool(flip), bool(buckets), source,
-                   tuple(left_out), warnings, masks, more_resolutions, bool(upscale), augment.check() if augment else None)
+                   tuple(left_out), warnings, masks, more_resolutions, bool(upscale), augment.check() if augment else None, asked_source=caption_source)
 
 
 def _headers(files: dict[str, Path], names: list[str], poll: Callable[[], object] | None) -> tuple[dict[str, tuple], list[tuple[str, str]]]:
@@ -152,12 +152,15 @@ class _Infos(dict):
             return {}
 
 
-def _check(name: str, value: int, low: int, high: int) -> None:
+def _check(name: str, value: int, within: tuple[int, int] | None = None, among: tuple[int, ...] = ()) -> None:
+    """LoomError where it is out of its range; `among`: the others of its list."""
+    low, high = within or RANGES[name]
     if isinstance(value, bool) or not isinstance(value, int):
         raise LoomError(f"{name} is {value!r}, which is no whole number: LoadDataset.{name} takes {low} to {high}")
+    nearest = lambda number: min(max(number, low), high)
     if not low <= value <= high:
         raise LoomError(f"{name} {value} is {'below' if value < low else 'above'} {low if value < low else high}: "
-                        f"LoadDataset.{name} takes {low} to {high}", {} if name == "more_resolutions" else {name: min(max(value, low), high)})
+                        f"LoadDataset.{name} takes {low} to {high}", {name: ", ".join(str(nearest(one)) for one in among) or nearest(value)})
 
 
 def _walk(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:

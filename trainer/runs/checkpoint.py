@@ -22,6 +22,7 @@ _ANEW = {"resume": "none"}  # what mends it: a new run
 # What may change between a run's start and its resumption: how long it goes on, what is written when, and what is not read again.
 FREE = {("train", "steps"), ("train", "epochs"), ("train", "pictures"), ("train", "gradient_checkpointing"), ("train", "plain_layers"),
         ("train", "compile"), ("train", "memory_budget"), ("output", None), ("samples", None), ("data", "cache"), ("adapter", "init_lora")}
+SELECTING = {"folder", "min_size", "caption_source", "masks"}  # what decides which pictures and captions are read, and nothing else
 
 
 def write(run: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
@@ -68,6 +69,7 @@ def check_same(run: Path, config: LoomConfig, dataset: dict[str, Any]) -> None:
     changed = [(part, name) for part, values in before.items() for name, value in values.items()
                if now[part].get(name, value) != value and not {(part, name), (part, None)} & FREE]
     if changed:
-        told = "; ".join(f"{name} is {now[part][name]!r}, was {before[part][name]!r}" for part, name in changed)
-        raise LoomError(f"resume {run.name!r} with other settings ({told}): a run goes on as it began; set them back, or start a new run",
+        told = [f"{name} is {now[part][name]!r}, was {before[part][name]!r}" for part, name in changed]
+        told += ["pictures or captions may be others too"] if {name for _, name in changed} <= SELECTING else []
+        raise LoomError(f"resume {run.name!r} with other settings ({'; '.join(told)}): a run goes on as it began; set them back, or start a new run",
                         {name: before[part][name] for part, name in changed if name != "augment"})  # which is of several inputs

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..data.dataset import recorded
 from ..errors import LoomError
 from ..files import write_whole
 
@@ -92,6 +93,5 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def dataset(run: Path) -> dict[str, Any]:
-    """`Dataset.settings` of what the run trains on; empty where it has not said so. Another hand may have been at it: what is no plain value is left out."""
-    found = read(run).get("dataset") or {}
-    return {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
+    """`Dataset.settings` of what the run trains on; empty where it has not said so."""
+    return recorded(read(run).get("dataset") or {})

@@ -1,11 +1,12 @@
 // The report on what Load Dataset holds, drawn in the node: before anything runs as the server answers for its settings, then as the run says.
 import { applyFix, fixText, mendable } from "./fix.mjs";
-import { here, trainersOf, valuesOf } from "./graph.mjs";
+import { computed, here, trainersOf, valuesOf } from "./graph.mjs";
 import { living, watching } from "./node.mjs";
 import { draw, tell } from "./report.mjs";
 import { addPlace, whenRun } from "./report_place.mjs";
 import { words } from "./report_words.mjs";
 import { get } from "./server.mjs";
+import { widgetOf } from "./widgets.mjs";
 
 const LOOK = 300, REST = 500, AGAIN = 10_000;  // ms; a refusal is asked about again, for a server may be gone for a moment
 const MANY = 1000;  // pictures that are measured without being asked to; more where a training is to come of them
@@ -16,25 +17,31 @@ export const ask = (values, batch = 1, signal = undefined) => get("report", { ..
 // What the report depends on, of a Load Dataset's place; null where it is not to be made.
 export const reportSettings = (place) => (valuesOf(place, ["check_pictures"]).check_pictures === false ? null : valuesOf(place, REPORT));
 
-const ofRuns = new WeakMap();  // a run's report -> the settings when it came; a workflow that is opened again brings it along
+// Those of them that nobody knows before a run.
+export const unknown = (place) => REPORT.filter((name) => computed(place, name));
+
 const shown = new WeakMap();  // node -> {report, and of which settings and which state of the folder}
 
 // What a node shows, where that is of its settings and its folder as they are.
 function standing(node, values) {
-    const now = shown.get(node), fingerprint = node.loomListing?.fingerprint;
-    if (now?.of !== JSON.stringify(values)) return null;
-    now.fingerprint ??= fingerprint;  // a run's report may be there before the folder is listed
-    return now.fingerprint === fingerprint ? now : null;
+    const now = shown.get(node);
+    return now && now.of === JSON.stringify(values) && now.fingerprint === node.loomListing?.fingerprint ? now : null;
 }
+
+// Whether a run's report is on what its node is set to now: a workflow that is opened again brings old ones along, and settings change while it runs.
+const isOf = (made, values, open) => REPORT.every((name) => open.includes(name) || values[name] === undefined || String(values[name]) === String(made[name]));
 
 export const reportOf = (node, values) => standing(node, values)?.report ?? null;
 
+// Whether the node will say it by itself, soon: it is on the page with these settings, and has nothing to show yet.
+export const awaited = (node, values) => Boolean(node.loomReport?.isConnected) && !standing(node, values) && JSON.stringify(reportSettings(here(node))) === JSON.stringify(values);
+
 export function addReport(node) {
     const element = (node.loomReport = addPlace(node));
-    let seen = "", since = 0, asking = null, wanted = "", offered = false, folder = null, wrong = 0;
+    let seen = "", since = 0, asking = null, wanted = "", offered = false, folder = null, wrong = 0, refused = "";
     const show = (report, values, ...inside) => {
-        shown.set(node, { of: JSON.stringify(values), fingerprint: node.loomListing?.fingerprint, report });
-        [offered, wrong] = [false, 0];
+        shown.set(node, { of: JSON.stringify(values), fingerprint: report?.of?.fingerprint ?? node.loomListing?.fingerprint, report });
+        [offered, wrong, refused] = [false, 0, ""];
         element.classList.remove("loom-old");
         if (report) draw(element, report);
         else tell(element, ...inside);
@@ -64,23 +71,25 @@ export function addReport(node) {
         if (asking || (standing(node, values) && !again)) return;
         if (!values) return show(null, values, words().unchecked);
         if (!chosen) return show(null, values, words().none);
+        const open = unknown(place);
+        if (open.length) return show(null, values, words().computed(open.map((name) => widgetOf(node, name)?.label || name)));
         if (listing?.folder !== chosen || listing.source !== source || Date.now() - since < REST) return;
         if (listing.error) return show(null, values);  // which stands above already
         if (many) return offer(chosen, values, listing.total);
         const mine = (asking = new AbortController());
         if (folder !== chosen) tell(element, words().checking);
-        else element.classList.add("loom-old");  // what is drawn is of other settings
+        else if (!again) element.classList.add("loom-old");  // what is drawn is of other settings
         const [report, error] = await ask(values, 1, mine.signal).then((answer) => [answer, null], (refused) => [null, refused]);
         if (asking !== mine) return;
         [asking, folder] = [null, chosen];
         const way = error?.fix, button = mendable(node, way) ? [fixText(node, way)[0], () => applyFix(node, way)] : null;
-        show(report, values, error?.message, { error: true, button });
-        wrong = error ? Date.now() : 0;
+        const why = error ? JSON.stringify([error.message, button?.[0]]) : "";
+        if (!why || why !== refused || !again) show(report, values, error?.message, { error: true, button });  // else it stands there, and the button may have the focus
+        [wrong, refused] = [error ? Date.now() : 0, why];
     };
     whenRun(node, (report) => {
-        const values = reportSettings(here(node)), now = JSON.stringify(values);
-        if (!ofRuns.has(report)) ofRuns.set(report, now);
-        if (ofRuns.get(report) !== now || values?.folder?.split("/").at(-1) !== report.folder || values.resolution !== report.resolution) return;
+        const place = here(node), values = reportSettings(place);
+        if (!values || !isOf(report.of ?? {}, values, unknown(place))) return;
         drop();
         folder = values.folder;
         show(report, values);

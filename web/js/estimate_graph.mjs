@@ -1,5 +1,5 @@
 // What the route is asked for a Train LoRA: the loader, the dataset and the settings behind its inputs. Links are followed, never guessed.
-import { configOf, datasetOf, here, upstream, valueOf, valuesOf } from "./graph.mjs";
+import { computed, configOf, datasetOf, here, upstream, valueOf, valuesOf } from "./graph.mjs";
 import { widgetOf } from "./widgets.mjs";
 
 // The loader as the route takes it; null where none is met.
@@ -14,10 +14,19 @@ function loaderOf(trainer) {
 
 const DATASET = ["folder", "resolution", "min_size", "caption_source", "trigger_word", "repeats", "flip", "buckets", "masks", "more_resolutions", "upscale"];
 
+const TRAIN = ["steps", "epochs", "batch_size", "learning_rate"];
+
+// What of it is computed on the way: nobody knows it before a run, and the widgets' own values stand in.
+export function openIn(trainer) {
+    const named = (place, names) => (place ? names.filter((name) => computed(place, name)).map((name) => widgetOf(place.node, name)?.label || name) : []);
+    const config = configOf(trainer);
+    return [...named(here(trainer), TRAIN), ...named(config, config?.node.widgets.map((widget) => widget.name) ?? []), ...named(datasetOf(trainer), DATASET)];
+}
+
 // What is asked of the server for a Train LoRA; null where an estimate has nothing to go on. The seed changes no byte.
 export function requestFor(trainer) {
     const config = configOf(trainer), loader = loaderOf(trainer), dataset = datasetOf(trainer);
     if (!config || !loader || (loader.kind !== "toy" && !loader.name)) return null;
-    const train = valuesOf(here(trainer), ["steps", "epochs", "batch_size", "learning_rate"]);
+    const train = valuesOf(here(trainer), TRAIN);
     return { loader, config: valuesOf(config), train, dataset: dataset ? valuesOf(dataset, DATASET) : {} };
 }

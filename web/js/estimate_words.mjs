@@ -15,6 +15,7 @@ const WORDS = {
         tight: (m) => `It may not fit: about ${size(m.needed)} are needed, ${size(m.free)} are free. Lower the resolution, the batch size or the rank.`,
         takes: (m) => `About ${size(m.needed)} of ${m.device === "GPU" ? "GPU memory" : "memory"}${m.total ? ` (${size(m.total)})` : ""}`,
         steps: (n, epochs, pictures) => `${n} steps${epochs ? `, ${epochs} epochs of ${pictures} pictures` : ""}`, filtered: "before Filter Dataset leaves some out",
+        computed: (names) => `${names.join(", ")} ${names.length > 1 ? "come from other nodes" : "comes from another node"} and may differ: reckoned as set here`,
     },
     zh: {
         noTrainer: "把“设置”连到“训练 LoRA”，这里会显示训练需要多少资源。", noModel: "请把加载好的基础模型连到“训练 LoRA”，这里会显示训练需要多少资源。",
@@ -27,6 +28,7 @@ const WORDS = {
         tight: (m) => `可能放不下：约需 ${size(m.needed)}，可用 ${size(m.free)}。请降低分辨率、批量大小或 rank。`,
         takes: (m) => `约需${m.device === "GPU" ? "显存" : "内存"} ${size(m.needed)}${m.total ? `（共 ${size(m.total)}）` : ""}`,
         steps: (n, epochs, pictures) => `共 ${n} 步${epochs ? `，${pictures} 张图片 ${epochs} 轮` : ""}`, filtered: "“筛选数据集”筛选之前",
+        computed: (names) => `${names.join("、")}由其他节点给出，可能不同：此处按节点上的值估算`,
     },
 };
 

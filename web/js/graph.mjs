@@ -71,10 +71,14 @@ function* through(node, slot, path, type, depth) {
 const isControl = ({ options }) => Array.isArray(options?.values) && ["fixed", "increment", "randomize"].every((value) => options.values.includes(value));
 const turning = (node) => node.widgets?.some((widget) => isControl(widget) && widget.value !== "fixed");
 
-// The widget of a node that gives nothing else, but for what becomes of it after a run: a primitive.
+const KINDS = { INT: "number", FLOAT: "number", STRING: "string", BOOLEAN: "boolean" };
+
+// The widget of a node that gives nothing else, but for what becomes of it after a run: a primitive. One that gives another kind has computed it, such as a text's length.
 function constant(node) {
-    const own = (node.widgets ?? []).filter((widget) => widget.serialize !== false && !isControl(widget));
-    return node.outputs?.length === 1 && !node.inputs?.some(linked) && (node.isVirtualNode || own.length === 1) ? own[0] : undefined;
+    const [own, ...others] = (node.widgets ?? []).filter((widget) => widget.serialize !== false && !isControl(widget));
+    if (node.outputs?.length !== 1 || node.inputs?.some(linked)) return undefined;
+    if (node.isVirtualNode) return own;
+    return own && !others.length && [undefined, typeof own.value].includes(KINDS[node.outputs[0].type]) ? own : undefined;
 }
 
 // Upstream through inputs of the same name, else of the type that is asked for, else the first that is linked: all places that `found` accepts, the nearest on each way.
@@ -118,6 +122,12 @@ export function possible(node, name) {
 export function settable(node, name) {
     const input = inputOf(node, name);
     return Boolean(node.widgets?.some((widget) => widget.name === name)) && (!linked(input) || giver(here(node), name).node !== node);
+}
+
+// Whether an input is computed on the way: no widget says what it will be.
+export function computed(place, name) {
+    const input = inputOf(place.node, name);
+    return linked(input) && !origins(place, input).next().value?.widget;
 }
 
 export const valueOf = (place, name) => giver(place, name).widget?.value;

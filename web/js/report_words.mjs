@@ -9,12 +9,14 @@ const WORDS = {
         pictures: (n) => plural(n, "picture"), error: (n) => plural(n, "error"), warning: (n) => plural(n, "warning"), note: (n) => plural(n, "note"),
         none: "Choose a folder of pictures, or upload some. What is to be said of them stands here.", checking: "Looking at the pictures…",
         unchecked: "The pictures are not checked: check_pictures is off.", many: (n) => `${n.toLocaleString("en")} pictures are checked when they are trained on.`, check: "Check them now",
+        computed: (names) => `${names.join(", ")} ${names.length > 1 ? "come" : "comes"} from another node: what is to be said of the pictures is known when it runs.`,
         good: "nothing to complain of", more: (n) => `and ${n} more`, bucket: (n, cut, most) => `${plural(n, "picture")}, ${cut} cropped away on average, ${most} at most`,
     },
     zh: {
         pictures: (n) => `${n} 张图片`, error: (n) => `${n} 个错误`, warning: (n) => `${n} 个警告`, note: (n) => `${n} 条提示`,
         none: "请选择图片文件夹，或上传图片；检查结果显示在这里。", checking: "正在检查图片…",
         unchecked: "未检查图片：“检查图片”已关闭。", many: (n) => `共 ${n} 张图片，训练时才会检查。`, check: "现在检查",
+        computed: (names) => `${names.join("、")}由其他节点给出，运行后才能检查图片。`,
         good: "没有发现问题", more: (n) => `另有 ${n} 张`, bucket: (n, cut, most) => `${n} 张图片，平均裁掉 ${cut}，最多 ${most}`,
     },
 };

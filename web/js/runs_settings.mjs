@@ -26,7 +26,7 @@ function compared(runs) {
         for (const [part, values] of Object.entries(settings)) parts.set(part, new Set([...(parts.get(part) ?? []), ...Object.keys(values)]));
     }
     return [...parts].flatMap(([part, names]) => [...names].map((name) => {
-        const values = runs.map((run) => run.settings?.[part]?.[name]), told = values.filter((value) => value !== undefined).map((value) => JSON.stringify(value));  // an older run may not have said
+        const values = runs.map((run) => (Object.hasOwn(run.settings?.[part] ?? {}, name) ? run.settings[part][name] : undefined)), told = values.filter((value) => value !== undefined).map((value) => JSON.stringify(value));  // an older run may not have said
         return { part, name, values, differs: new Set(told).size > 1 };
     }));
 }
