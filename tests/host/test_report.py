@@ -251,6 +251,10 @@ def test_what_is_computed_is_known_when_it_runs(comfy, page):
     page.locator(".loom-report", has_text="resolution comes from another node").first.wait_for()
     run(page)
     page.wait_for_function("() => window.app.graph.getNodeById(2).loomReport.textContent.includes('320×320')")
+    page.evaluate("() => { const load = window.app.graph.getNodeById(2); load.disconnectInput(load.inputs.findIndex((input) => input.name === 'resolution')); }")
+    page.wait_for_function("() => window.app.graph.getNodeById(2).loomReport.textContent.includes('512×512')")
+    page.evaluate("() => { const load = window.app.graph.getNodeById(2); window.app.graph.getNodeById(6).connect(0, load, load.inputs.findIndex((input) => input.name === 'resolution')); }")
+    page.locator(".loom-report", has_text="resolution comes from another node").first.wait_for()
 
 
 @pytest.mark.browser

@@ -14,11 +14,14 @@ const REPORT = ["folder", "resolution", "min_size", "caption_source", "trigger_w
 
 export const ask = (values, batch = 1, signal = undefined) => get("report", { ...values, batch_size: batch }, signal);
 
-// What the report depends on, of a Load Dataset's place; null where it is not to be made.
-export const reportSettings = (place) => (valuesOf(place, ["check_pictures"]).check_pictures === false ? null : valuesOf(place, REPORT));
-
-// Those of them that nobody knows before a run.
+// What of a Load Dataset's place the report depends on and nobody knows before a run.
 export const unknown = (place) => REPORT.filter((name) => computed(place, name));
+
+// All else that it depends on; null where it is not to be made.
+export function reportSettings(place) {
+    const open = unknown(place);
+    return valuesOf(place, ["check_pictures"]).check_pictures === false ? null : valuesOf(place, REPORT.filter((name) => !open.includes(name)));
+}
 
 const shown = new WeakMap();  // node -> {report, and of which settings and which state of the folder}
 
@@ -29,7 +32,7 @@ function standing(node, values) {
 }
 
 // Whether a run's report is on what its node is set to now: a workflow that is opened again brings old ones along, and settings change while it runs.
-const isOf = (made, values, open) => REPORT.every((name) => open.includes(name) || values[name] === undefined || String(values[name]) === String(made[name]));
+const isOf = (made, values) => Object.entries(values).every(([name, value]) => String(value) === String(made[name]));
 
 export const reportOf = (node, values) => standing(node, values)?.report ?? null;
 
@@ -40,7 +43,8 @@ export function addReport(node) {
     const element = (node.loomReport = addPlace(node));
     let seen = "", since = 0, asking = null, wanted = "", offered = false, folder = null, wrong = 0, refused = "";
     const show = (report, values, ...inside) => {
-        shown.set(node, { of: JSON.stringify(values), fingerprint: report?.of?.fingerprint ?? node.loomListing?.fingerprint, report });
+        const at = values?.folder === undefined ? undefined : report?.of?.fingerprint;  // a folder that is computed is not the one that is listed
+        shown.set(node, { of: JSON.stringify(values), fingerprint: at ?? node.loomListing?.fingerprint, report });
         [offered, wrong, refused] = [false, 0, ""];
         element.classList.remove("loom-old");
         if (report) draw(element, report);
@@ -88,8 +92,8 @@ export function addReport(node) {
         [wrong, refused] = [error ? Date.now() : 0, why];
     };
     whenRun(node, (report) => {
-        const place = here(node), values = reportSettings(place);
-        if (!values || !isOf(report.of ?? {}, values, unknown(place))) return;
+        const values = reportSettings(here(node));
+        if (!values || !isOf(report.of ?? {}, values)) return;
         drop();
         folder = values.folder;
         show(report, values);
