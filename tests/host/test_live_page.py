@@ -496,6 +496,13 @@ def test_the_page_asks_for_the_pictures_no_more_often_than_it_must(comfy, page) 
     assert timers[0] == 0 and timers[1] > 0, timers
 
 
+def test_an_estimate_says_which_settings_are_only_known_in_the_run(comfy, page) -> None:
+    start(page, "computed", steps=3)
+    page.evaluate("""() => { const {graph} = window.app, length = window.LiteGraph.createNode("StringLength"), train = graph._nodes.find((node) => node.comfyClass === "TrainLoRA");
+        graph.add(length); length.connect(0, train, train.inputs.findIndex((input) => input.name === "steps")); }""")
+    until(page, "() => document.querySelector('.loom-live .says').textContent.includes('steps comes from another node and may differ')")
+
+
 def test_another_workflow_s_training_is_not_shown(comfy, page) -> None:
     """Two workflows with the same nodes and the same name: each shows its own."""
     start(page, "same_name", steps=3)

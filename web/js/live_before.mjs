@@ -23,7 +23,7 @@ function needed(answer, { filtered, open }) {
         const each = answer.steps_per_epoch, epochs = each && (answer.steps / each).toFixed(1);
         lines.push(["", w.steps(answer.steps, epochs, answer.pictures) + (filtered ? ` (${w.filtered})` : "")]);
     }
-    if (open.length) lines.push(["", w.computed(open)]);
+    if (open.length && lines.length) lines.unshift(["", w.computed(open)]);
     if (!answer.checkpointing) lines.push(...answer.notes.map((note) => ["", note]));
     return lines;
 }
