@@ -540,10 +540,11 @@ def test_a_run_that_failed_of_a_setting_is_not_resumed_once_the_setting_is_mende
 
 def test_a_key_on_a_control_deletes_no_node(comfy, page) -> None:
     start(page, "keys", steps=3)
-    page.evaluate("() => window.app.canvas.selectNodes([window.app.graph._nodes.find((n) => n.comfyClass === 'TrainLoRA')])")
+    page.evaluate("() => window.app.canvas.selectNodes([window.app.graph._nodes.find((n) => n.comfyClass === 'LoadDataset')])")
     count = page.evaluate("() => window.app.graph._nodes.length")
     for key in ("Delete", "Backspace"):
-        page.locator(".loom-live .time input").focus()
+        page.locator(".lora-loom-zone button").first.focus()
+        assert page.evaluate("() => document.activeElement.matches('.lora-loom-zone button')")
         page.keyboard.press(key)
         page.wait_for_timeout(300)
         assert page.evaluate("() => window.app.graph._nodes.length") == count, key
