@@ -11,7 +11,7 @@ NAMES = {path: path.relative_to(ROOT).as_posix() for path in FILES}
 
 COMFYUI = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "app", "api_server", "cuda_malloc",
            "execution", "folder_paths", "latent_preview", "main", "middleware", "node_helpers", "nodes", "protocol", "server", "utils"}
-COMFY_BACKBONE = {f"trainer/backbones/comfy{kind}.py" for kind in ("", "_flow", "_toy", "_shapes")}  # the only importers of comfy.* in trainer/
+COMFY_BACKBONE = {f"trainer/backbones/comfy{kind}.py" for kind in ("", "_flow", "_toy", "_resident", "_shapes")}  # the only importers of comfy.* in trainer/
 OWN = {"lora_loom", "trainer", "tests", "tools", "bench", "web"}  # the pack's own folders, which ComfyUI or pip may call anything
 SERVER_DRIVER = "trainer/toy/demo_server.py"  # drives a ComfyUI server for `make demo`: the single exception to the two rules it is named in
 

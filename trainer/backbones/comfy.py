@@ -25,6 +25,7 @@ from ..errors import LoomError
 from ..layers import nf4, product
 from ..layers.compiled import Blocks
 from ..layers.on_demand import replaced_forward, weights_on_demand
+from .comfy_resident import resident
 from .families import FAMILIES, Family
 from .identity import digest, parts_in
 from .protocol import Batch, Conditioning, Fetch, Weights, ask_in_groups, is_linear, join_contexts
@@ -329,13 +330,23 @@ class ComfyModel:
         per_cell = 0.3 * 2**20 * self._dtype.itemsize * getattr(self.patcher.model, "memory_usage_factor", 1.0)
         return area * per_cell / {0: 1, 1: 3}.get(checkpointing, 1.5)
 
+    def _fits(self, text_encoders: bool, room: float) -> bool:
+        """Whether what ComfyUI pages in on demand (dynamic VRAM) can stay on the device as a whole, beside `room` bytes; False where it pages nothing."""
+        patchers = [p for p in (self.patcher, *([self.clip.patcher] if text_encoders else [])) if getattr(p, "is_dynamic", lambda: False)()]
+        manage, missing = comfy.model_management, sum(max(0, p.model_size() - p.loaded_size()) for p in patchers)
+        return bool(patchers) and manage.get_free_memory(self.device) - manage.extra_reserved_memory() >= missing + room
+
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
                  offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None) -> Iterator[None]:
         manage = comfy.model_management
         self._dtype = compute_dtype(precision, self.device, self.family.cpu_bf16)
-        self.load(text_encoders, 1e30 if self.can_offload and (offload or in_nf4) else self._room(largest, checkpointing))
+        away, room = self.can_offload and (offload or in_nf4), self._room(largest, checkpointing)
+        self.load(text_encoders, 1e30 if away else room)
         with ExitStack() as stack:
+            if not away and self._fits(text_encoders, room):
+                for prefix, root in self.modules(text_encoders).items():
+                    stack.enter_context(resident(root, self.device_of(prefix), _poll))
             stack.enter_context(product.in_bf16(self.device.type == "cpu" and self._dtype == torch.bfloat16))
             self._text_trained = text_encoders
             if text_encoders:  # it is asked for at every encoding
@@ -359,8 +370,8 @@ class ComfyModel:
         another would be cast whole and kept for backward."""
         if getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None):
             return False
-        held = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
-        fits = all(not isinstance(t, QuantizedTensor) and t.device == self.device and (t.dtype == self._dtype or t.ndim < 2) for t in held)
+        held, place = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None], torch.empty(0, device=self.device).device
+        fits = all(not isinstance(t, QuantizedTensor) and t.device == place and (t.dtype == self._dtype or t.ndim < 2) for t in held)
         return fits and "pre_quant_scale" not in layer._parameters
 
     def _pack(self, stack: ExitStack) -> Fetch:

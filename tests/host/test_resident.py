@@ -1,0 +1,263 @@
+"""Dynamic VRAM on a CPU: ComfyUI's own patcher and its own casting of weights, on pages of memory that stand in for a GPU's."""
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from lora_loom.trainer.adapters import adapted
+from lora_loom.trainer.backbones.protocol import Batch
+from lora_loom.trainer.config import AdapterConfig, LoomConfig
+from lora_loom.trainer.data.folder import read_dataset
+from lora_loom.trainer.hooks import Hooks
+from lora_loom.trainer.job import train
+from lora_loom.trainer.layers.compiled import Blocks
+
+DEVICE = torch.device("cpu", 0)  # is not torch.device("cpu"), where weights lie
+
+
+class Pages:
+    """What comfy-aimdo keeps for one model: memory by address, what of it is resident, and how often each is pinned."""
+
+    room = 10**12  # bytes that may be resident
+
+    def __init__(self, size: int, device: int) -> None:
+        self.memory: dict[int, torch.Tensor] = {}
+        self.serial: dict[int, int] = {}
+        self.pins: Counter[int] = Counter()
+        self.offset = 0
+
+    def alloc(self, size: int) -> tuple[Pages, int, int]:
+        self.offset += size
+        return self, self.offset - size, size
+
+    def fault(self, place: int, size: int) -> bytes | None:
+        if place not in self.memory:
+            if self.loaded_size() + size > self.room:
+                return None
+            self.memory[place] = torch.zeros(size, dtype=torch.uint8)
+            self.serial[place] = self.serial.get(place, 0) + 1
+        self.pins[place] += 1
+        return self.serial[place].to_bytes(4, "little")
+
+    def unpin(self, place: int, size: int) -> None:
+        self.pins[place] -= 1
+        assert self.pins[place] >= 0
+
+    def loaded_size(self) -> int:
+        return sum(t.numel() for t in self.memory.values())
+
+    def free_memory(self, size: float) -> int:
+        gone = [place for place in self.memory if not self.pins[place]]
+        return sum(self.memory.pop(place).numel() for place in gone)
+
+    def prioritize(self) -> None:
+        pass
+
+    @property
+    def pinned(self) -> int:
+        return sum(count > 0 for count in self.pins.values())
+
+
+@pytest.fixture
+def dynamic(comfy_modules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """ComfyUI with dynamic VRAM: the toy base as MODEL, CLIP, VAE, and the pages of the MODEL once it was loaded."""
+    pytest.importorskip("comfy_aimdo.model_vbar", reason="older ComfyUIs know no dynamic VRAM")
+    import comfy.model_management as manage
+    import comfy.model_patcher
+    import comfy.pinned_memory
+    import comfy_aimdo.host_buffer
+    import comfy_aimdo.model_vbar
+    import comfy_aimdo.torch
+    from lora_loom.trainer.backbones import comfy as backbone
+    from lora_loom.trainer.backbones import comfy_toy
+
+    if not hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
+        pytest.skip("this ComfyUI knows no dynamic VRAM")
+    monkeypatch.setattr(manage, "is_device_cpu", lambda device: torch.device(device) == torch.device("cpu"))
+    monkeypatch.setattr(manage, "get_torch_device", lambda: DEVICE)
+    monkeypatch.setattr(manage, "ensure_pin_registerable", lambda *_, **__: True)
+    monkeypatch.setattr(comfy.pinned_memory, "get_pin", lambda *_, **__: None)
+    monkeypatch.setattr(comfy.pinned_memory, "pin_memory", lambda *_, **__: False)
+    monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", lambda *_, **__: SimpleNamespace(size=0, truncate=lambda *_, **__: None))
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "ModelVBAR", Pages)
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_fault", lambda place: place[0].fault(*place[1:]))
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_unpin", lambda place: place and place[0].unpin(*place[1:]))
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_signature_compare", lambda a, b: None not in (a, b) and a == b)
+    monkeypatch.setattr(comfy_aimdo.torch, "aimdo_to_tensor", lambda place, device: place[0].memory[place[1]])
+    with torch.inference_mode(), monkeypatch.context() as patch:
+        patch.setattr(comfy.model_patcher, "ModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
+        model, _, _ = comfy_toy.load()
+    monkeypatch.setattr(manage, "get_torch_device", lambda: torch.device("cpu"))
+    with torch.inference_mode():
+        plain, clip, vae = comfy_toy.load()
+    assert model.is_dynamic()
+    yield SimpleNamespace(model=model, plain=plain, clip=clip, vae=vae, open=backbone.open_model, pages=lambda: model.model.dynamic_vbars[DEVICE])
+    manage.current_loaded_models[:] = [loaded for loaded in manage.current_loaded_models if loaded.model is not model]
+    gc.collect()
+
+
+CAPTIONS = ["a red circle", "a blue square"]
+
+
+def gradients(loom: object, look: Callable[[], None] = lambda: None, precision: str = "fp32", **options: object) -> dict[str, torch.Tensor]:
+    """Of every adapter, after one step on fixed numbers; `look` is called in the middle."""
+    noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        conditioning = loom.encode_captions(CAPTIONS)
+    training = loom.training(precision, False, 0, largest=(2, 4, 8, 8), **options)
+    with torch.inference_mode(False), training, adapted(loom, AdapterConfig(rank=4), 0) as adapters, torch.enable_grad():
+        loom.predict(noisy, torch.tensor([10, 700]), Batch(noisy, CAPTIONS, conditioning), conditioning).square().mean().backward()
+        look()
+        return {f"{a.key}.{name}": p.grad.clone() for a in adapters for name, p in a.named().items()}
+
+
+def layers(patcher: object) -> list[torch.nn.Module]:
+    return [m for m in patcher.model.diffusion_model.modules() if hasattr(m, "comfy_cast_weights") and m._parameters.get("weight") is not None]
+
+
+def left(patcher: object) -> list[tuple]:
+    """What is in a layer; small weights are brought in anew at every load."""
+    return [(id(m), m.comfy_cast_weights, sorted(m.__dict__), *(id(p) for p in m._parameters.values() if hasattr(m, "_v"))) for m in layers(patcher)]
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], relative: float) -> bool:
+    assert found.keys() == wanted.keys()
+    return all((found[k] - wanted[k]).norm() <= relative * wanted[k].norm() + 1e-9 for k in wanted)
+
+
+def test_weights_that_fit_are_held(dynamic: SimpleNamespace) -> None:
+    """Every layer asks for its weight once, for the whole run; then all is as it was, and the pages are ComfyUI's again."""
+    loom, seen = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae), []
+    wanted = gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae))
+    gradients(loom)
+    before = left(dynamic.model)
+
+    def look() -> None:
+        every = layers(dynamic.model)
+        pages = {id(m) for m in every if hasattr(m, "_v")}
+        seen.append((dynamic.pages().pinned, len(pages), any(m.comfy_cast_weights for m in every)))
+        assert all(m.weight.data_ptr() == m._v_weight.data_ptr() and not m.weight.is_inference() for m in every if id(m) in pages)
+
+    assert close(gradients(loom, look), wanted, 1e-6)
+    (pinned, paged, casting), = seen
+    assert pinned == paged > 50 and not casting
+    assert left(dynamic.model) == before and dynamic.pages().pinned == 0
+    assert all(m.comfy_cast_weights for m in layers(dynamic.model))
+
+
+def test_what_has_no_room_stays_on_demand(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pages, "room", 6 * 2**20)
+    loom, seen = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae), []
+    found = gradients(loom, lambda: seen.append((dynamic.pages().pinned, sum(m.comfy_cast_weights for m in layers(dynamic.model)))))
+    (pinned, on_demand), = seen
+    assert pinned > 0 < on_demand and dynamic.pages().pinned == 0
+    assert close(found, gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae)), 1e-6)
+
+
+@pytest.mark.parametrize("short", ["memory", "asked for"])
+def test_nothing_is_held_where_room_is_wanted(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, short: str) -> None:
+    import comfy.model_management as manage
+
+    loom, seen = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae), []
+    if short == "memory":
+        little = 20 * 2**20 + manage.extra_reserved_memory()
+        monkeypatch.setattr(manage, "get_free_memory", lambda *_, torch_free_too=False: (little, little) if torch_free_too else little)
+    else:
+        loom.can_offload = True
+    gradients(loom, lambda: seen.append(dynamic.pages().pinned), offload=short != "memory")
+    assert seen == [0]
+
+
+def test_a_lora_that_is_stacked_on_the_model_is_in_what_is_held(dynamic: SimpleNamespace) -> None:
+    import comfy.sd
+
+    generator, lora = torch.Generator().manual_seed(1), {}
+    names = [n for n, m in dynamic.plain.model.diffusion_model.named_modules() if n.endswith(("to_q", "to_out.0"))]
+    for name in names:
+        out, into = dynamic.plain.model.diffusion_model.get_submodule(name).weight.shape
+        lora[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(out, 2, generator=generator)
+        lora[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(2, into, generator=generator)
+    stacked, wanted = (comfy.sd.load_lora_for_models(model, None, lora, 0.5, 0)[0] for model in (dynamic.model, dynamic.plain))
+    seen: list[int] = []
+    found = gradients(dynamic.open(stacked, dynamic.clip, dynamic.vae), lambda: seen.append(dynamic.pages().pinned))
+    assert seen[0] > 50
+    assert close(found, gradients(dynamic.open(wanted, dynamic.clip, dynamic.vae)), 1e-4)
+    assert not close(found, gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae)), 1e-2)
+
+
+def test_an_error_gives_the_pages_back(dynamic: SimpleNamespace) -> None:
+    loom = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae)
+    gradients(loom)
+    before = left(dynamic.model)
+
+    def fail() -> None:
+        assert dynamic.pages().pinned
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        gradients(loom, fail)
+    assert left(dynamic.model) == before and dynamic.pages().pinned == 0
+
+
+def test_an_interrupt_while_pages_come_in(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management as manage
+
+    loom = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae)
+    gradients(loom)
+
+    def interrupted() -> None:
+        if dynamic.pages().pinned == 5:
+            raise manage.InterruptProcessingException
+
+    monkeypatch.setattr(manage, "throw_exception_if_processing_interrupted", interrupted)
+    with pytest.raises(manage.InterruptProcessingException):
+        gradients(loom)
+    assert dynamic.pages().pinned == 0 and all(m.comfy_cast_weights for m in layers(dynamic.model))
+
+
+def test_held_blocks_can_be_compiled(dynamic: SimpleNamespace) -> None:
+    blocks, seen = Blocks("eager"), []
+
+    def look() -> None:
+        seen.append((dict(blocks.kinds), blocks.compilations, blocks.failed))
+
+    blocks.on = True
+    found = gradients(dynamic.open(dynamic.model, dynamic.clip, dynamic.vae), look, blocks=blocks)
+    (kinds, compilations, failed), = seen
+    assert kinds and compilations and not failed
+    assert close(found, gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae)), 1e-5)
+
+
+def test_a_run_with_samples(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path) -> None:
+    """As a node runs it: ComfyUI's sampler draws on the held weights in the middle, and goes on paging afterwards."""
+    import comfy.sample
+
+    config = LoomConfig().replace(
+        adapter={"rank": 4}, train={"steps": 3, "precision": "fp32", "batch_size": 2, "seed": 1}, samples={"sample_prompts": ("a red circle",), "sample_steps": 2},
+        output={"save_dtype": "fp32"})
+    dataset, results = read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32), []
+    for name in ("plain", "model"):
+        seen: list[int] = []
+
+        def event(kind: str, facts: dict, seen: list[int] = seen) -> None:
+            seen.append(dynamic.pages().pinned if DEVICE in getattr(dynamic.model.model, "dynamic_vbars", {}) else 0)
+
+        loom = dynamic.open(getattr(dynamic, name), dynamic.clip, dynamic.vae)
+        with torch.inference_mode():  # as ComfyUI executes nodes
+            results.append(train(loom, dataset, config, loras_folder=tmp_path / name / "loras", runs_folder=tmp_path / name / "runs", hooks=Hooks(event=event)))
+        assert max(seen) > 50 if name == "model" else not any(seen)
+    assert dynamic.pages().pinned == 0
+    for key, value in results[0].lora.items():
+        torch.testing.assert_close(results[1].lora[key], value, rtol=1e-4, atol=1e-6)
+    assert results[1].samples and [p.read_bytes() for p in results[1].samples] == [p.read_bytes() for p in results[0].samples]
+    with torch.inference_mode():
+        positive = dynamic.clip.encode_from_tokens_scheduled(dynamic.clip.tokenize("a red circle"))
+        latents = torch.zeros(1, 4, 8, 8)
+        drawn = [comfy.sample.sample(patcher, comfy.sample.prepare_noise(latents, 1), 2, 2.0, "euler", "normal", positive, positive, latents, disable_pbar=True, seed=1)
+                 for patcher in (dynamic.plain, dynamic.model)]
+    torch.testing.assert_close(*drawn)
