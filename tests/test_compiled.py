@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import train
 from lora_loom.trainer.layers import recipes
 from lora_loom.trainer.layers.compiled import Blocks, of_the_compiler
+from lora_loom.trainer.layers.on_demand import weights_on_demand
 from lora_loom.trainer.objective import Objective
 
 CONFIG = LoomConfig().replace(
@@ -105,6 +107,40 @@ def test_the_same_gradients_from_torchs_own_compiler(model: backbone.DiffusersMo
     near(compiled, gradients(model, adapter, None), 1e-5)
     assert blocks.compilations >= 2 and not blocks.failed
     assert any(shape in convolutions for shape, _ in kept) and not [shape for shape, place in kept if shape in convolutions and place not in own]
+
+
+class _Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.wide, self.back, self.conv = torch.nn.LayerNorm(64), torch.nn.Linear(64, 256), torch.nn.Linear(256, 64), torch.nn.Conv2d(64, 64, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.back(torch.nn.functional.gelu(self.wide(self.norm(x))))
+        return x + self.conv(x.transpose(1, 2).unflatten(2, (2, 2))).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("held", "backend"), [(torch.float16, "aot_eager_decomp_partition"), (torch.float32, "aot_eager_decomp_partition"), pytest.param(
+    torch.float16, "inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"))], ids=str)
+def test_weights_in_another_dtype_are_cast_again_and_not_kept(held: torch.dtype, backend: str) -> None:
+    """SD's files are in fp16, and trained in bf16: no copy of a weight may wait for backward."""
+    torch.manual_seed(0)
+    net, blocks, kept, found = torch.nn.Sequential(_Block(), _Block()).to(held).requires_grad_(False), Blocks(backend), [], {}
+
+    def fetch(layer: torch.nn.Module, like: torch.Tensor) -> AbstractContextManager:
+        return nullcontext(tuple(None if p is None else p.to(like.dtype) for p in (layer.weight, layer.bias)))
+
+    x = torch.randn(1, 4, 64, dtype=torch.bfloat16, requires_grad=True)
+    with weights_on_demand(net, fetch), blocks.of(list(net), lambda layer: True):
+        for blocks.on in (False, True):
+            kept.clear()
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+                y = net(x)
+            found[blocks.on] = y.detach(), *torch.autograd.grad(y.square().sum(), x)
+    assert blocks.compilations and not blocks.failed
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    assert kept and max(t.untyped_storage().nbytes() for t in kept if t.untyped_storage().data_ptr() not in own) < 2 * 64 * 64
+    for mine, other in zip(found[True], found[False]):
+        assert (mine - other).norm() <= 1e-2 * other.norm()
 
 
 def test_blocks_alike_are_compiled_once(model: backbone.DiffusersModel) -> None:

@@ -220,17 +220,20 @@ def test_an_interrupt_while_pages_come_in(dynamic: SimpleNamespace, monkeypatch:
     assert dynamic.pages().pinned == 0 and all(m.comfy_cast_weights for m in layers(dynamic.model))
 
 
-def test_held_blocks_can_be_compiled(dynamic: SimpleNamespace) -> None:
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 1e-5), ("bf16", 5e-2)])
+def test_held_blocks_can_be_compiled(dynamic: SimpleNamespace, precision: str, share: float) -> None:
     blocks, seen = Blocks("eager"), []
 
     def look() -> None:
         seen.append((dict(blocks.kinds), blocks.compilations, blocks.failed))
 
     blocks.on = True
-    found = gradients(dynamic.open(dynamic.model, dynamic.clip, dynamic.vae), look, blocks=blocks)
+    found = gradients(dynamic.open(dynamic.model, dynamic.clip, dynamic.vae), look, precision, blocks=blocks)
     (kinds, compilations, failed), = seen
     assert kinds and compilations and not failed
-    assert close(found, gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae)), 1e-5)
+    wanted = gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae), precision=precision)
+    joined = [torch.cat([values[k].flatten() for k in sorted(wanted)]) for values in (found, wanted)]  # B is 0 at the start, and so is A's gradient
+    assert (joined[0] - joined[1]).norm() <= share * joined[1].norm()
 
 
 def test_a_run_with_samples(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ except ImportError:  # older than it
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # newer than 0.3.64
 _PRODUCTS = torch.nn.Linear, torch.nn.Conv2d
+_NUMBERS = torch.float32, torch.bfloat16, torch.float16  # of any other kind are stored weights alone
 _TEXT_ENCODERS = {"toy": ("clip_l",), "sd15": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 
 
@@ -366,12 +367,11 @@ class ComfyModel:
             yield
 
     def _lies_ready(self, layer: torch.nn.Module) -> bool:
-        """Whether the layer's weight is on the device, and what ComfyUI would compute with, in the dtype that is computed in: compiled, one in
-        another would be cast whole and kept for backward."""
+        """Whether the layer's weight is on the device, as numbers, and what ComfyUI would compute with."""
         if getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None):
             return False
         held, place = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None], torch.empty(0, device=self.device).device
-        fits = all(not isinstance(t, QuantizedTensor) and t.device == place and (t.dtype == self._dtype or t.ndim < 2) for t in held)
+        fits = all(not isinstance(t, QuantizedTensor) and t.device == place and t.dtype in _NUMBERS for t in held)
         return fits and "pre_quant_scale" not in layer._parameters
 
     def _pack(self, stack: ExitStack) -> Fetch:

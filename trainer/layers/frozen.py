@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from . import conv, product
 
@@ -132,9 +133,14 @@ class RMSNorm(torch.autograd.Function):
         return (r * grad - wide * r ** 3 * (grad * wide).mean(dims, keepdim=True)).to(x.dtype), None, None
 
 
+def _as(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return t.to(dtype)
+
+
 def as_it_lies(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the layer's function computes, in operations that torch's compiler knows, with the weight where it lies."""
-    cast = lambda t: None if t is None else t.to(x.dtype)
+    """What the layer's function computes, in operations that torch's compiler knows, with the weight where it lies. A weight in another dtype is cast
+    again in backward: the compiler would keep the copy."""
+    cast = lambda t: t if t is None or t.dtype == x.dtype else checkpoint(_as, t, x.dtype, use_reentrant=False, preserve_rng_state=False)
     weight, bias = cast(layer.weight), cast(getattr(layer, "bias", None))
     if isinstance(layer, torch.nn.Linear):
         return F.linear(x, weight, bias)
