@@ -199,7 +199,7 @@ class LoRAConfig(io.ComfyNode):
                        "nf4 holds the base model's blocks in 4 bits while it trains: a quarter of the memory, slower. Needs bitsandbytes.",
                        options=list(BASE_PRECISIONS), advanced=True),
                 option(io.Combo, "compile",
-                       "torch.compile for the base model's blocks: faster steps after a minute or more. auto: on a GPU, where the run is long enough for it.",
+                       "Faster steps by CUDA graphs and by torch.compile for the base model's blocks. auto: on a GPU, each where it pays within the run.",
                        options=list(COMPILE), advanced=True),
             ],
             outputs=[output(Config, "config")],

@@ -28,6 +28,8 @@ OTHERS = {
     "state failed",
     "step {}/{}  loss {:.4f}{}  lr {:.2e}  {:.2f} it/s  {:d}:{:02d} left", "  validation {:.4f}", "encoding pictures and captions {}/{}",
     "PEFT has not adapted {}", "no measures", "one a line", "group {}", "none", "no folder",
+    "it would have to be recorded too often", "what it is given is not on the device alone, or is trained itself", "{} records nothing",
+    "the recording gave other gradients than the network itself", "a layer waits for the device",
     "time_in in_layer out_layer", "vector_in in_layer out_layer", "guidance_in in_layer out_layer",
 }
 _WORDS = re.compile(r"[A-Za-z']{2,}[,;:]? [a-z(]|[a-z]{2,}[,;:]? (?:\{|[A-Z])|\} [a-z]{2,}|^ ?[a-z]{2,} \{|^an? \w{2,}")

@@ -24,7 +24,9 @@ from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
 from .layers.compiled import Blocks
+from .layers.recorded import SHAPES, Recorded
 from .objective import Objective
+from .recording import Recording
 from .runs import logs
 from .runs.saver import Saver
 from .samples import Samples
@@ -54,6 +56,8 @@ class Attempts:
         _log.info("%d pictures and captions encoded, %d taken from the cache", cache.made, cache.found)
         self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded)
         model.release_encoders(text_encoders=not live_text)
+        self.sizes, self.epoch = self._sizes()
+        self.recording = self._recording()
         self.compiling = self._compiling()
 
     def train(self) -> State:
@@ -65,7 +69,7 @@ class Attempts:
                 with self.model.training(self.config.train.precision, self.config.adapter.train_text_encoder, fitting.checkpointing,
                                          largest=self._largest(fitting), offload=fitting.offload,
                                          plain=self.config.train.plain_layers, in_nf4=self.config.train.in_nf4,
-                                         blocks=self.compiling and self.compiling.blocks), \
+                                         blocks=self.compiling and self.compiling.blocks, recorded=self._recorded(fitting)), \
                         adapted(self.model, self.config.adapter, self.config.train.seed, self.first) as adapters:
                     fitting = self._attempt(adapters, fitting)
             except LoomError as error:
@@ -88,21 +92,36 @@ class Attempts:
     def notes(self) -> list[str]:
         """What the report says beside the state."""
         notes = [f"So that it fits into memory, these were changed: {', '.join(self.changes)}"] if self.changes else []
-        notes += self.compiling.notes() if self.compiling else []
+        notes += [note for faster in (self.recording, self.compiling) if faster for note in faster.notes()]
         return notes + ([f"Samples ended early: {self.pictures.failure}"] if self.pictures.failure else [])
+
+    def _sizes(self) -> tuple[int, int]:
+        """How many shapes micro-batches and their captions have, and the steps over which all of them come."""
+        rows, batch_size, turns = Counter(), self.config.train.batch_size, [self.dataset.repeats * row.repeats for row in self.encoded.rows]
+        for row, times in zip(self.encoded.rows, turns):
+            rows[row.shape] += times
+        shapes = sum(1 + (count > batch_size and count % batch_size > 0) for count in rows.values())  # the last batch of a shape may be smaller
+        lengths = {text.shapes["context"] for text in (self.encoded.conditioning or {}).values()}
+        epoch = epoch_length(turns, [row.shape for row in self.encoded.rows], batch_size) // self.config.train.gradient_accumulation_steps
+        return shapes * max(1, len(lengths)), epoch
+
+    def _recording(self) -> Recording | None:
+        """Where the device does the same at every step: few shapes, and nothing that is drawn within the network."""
+        train, adapter = self.config.train, self.config.adapter
+        if self.model.device.type != "cuda" or train.compile == "never" or train.plain_layers or train.in_nf4 or self.sizes > SHAPES \
+                or adapter.dropout or adapter.module_dropout or adapter.train_text_encoder:
+            return None
+        recorded = Recorded(train.gradient_accumulation_steps > 1, lambda: bool(self.compiling and self.compiling.blocks.on))
+        return Recording(recorded, self.sizes, self.epoch, self.hooks)
+
+    def _recorded(self, fitting: Fitting) -> Recorded | None:
+        return self.recording.recorded if self.recording is not None and fitting == Fitting() else None
 
     def _compiling(self) -> Compiling | None:
         train = self.config.train
         if train.compile == "never" or train.plain_layers or train.in_nf4 or train.compile == "auto" and not compiles_by_itself(self.model.device):
             return None
-        shapes, turns = [row.shape for row in self.encoded.rows], [self.dataset.repeats * row.repeats for row in self.encoded.rows]
-        rows = Counter()
-        for shape, times in zip(shapes, turns):
-            rows[shape] += times
-        sizes = sum(1 + (count > train.batch_size and count % train.batch_size > 0) for count in rows.values())  # the last batch of a shape may be smaller
-        lengths = {text.shapes["context"] for text in (self.encoded.conditioning or {}).values()}
-        epoch = epoch_length(turns, shapes, train.batch_size) // train.gradient_accumulation_steps
-        return Compiling(Blocks(), train.compile, sizes * max(1, len(lengths)), epoch, self.hooks)
+        return Compiling(Blocks(), train.compile, self.sizes, self.epoch, self.hooks, lambda: self.recording is None or self.recording.settled)
 
     def _attempt(self, adapters: list[Adapter], fitting: Fitting) -> Fitting | None:
         """Train to the end; or the cheaper way to be tried next, because memory will not or did not suffice."""
@@ -116,8 +135,10 @@ class Attempts:
         self._check_budget(needs)
         disk = estimate.disk(state, self.config, self.saver.reserve.size, self.pictures.bytes)
         self.hooks.event("memory", {**({"text": "unknown"} if needs is None else {"text": str(needs), **vars(needs)}), "disk": disk + self._cached})
-        if self.compiling is not None:
-            self.compiling.begin(None if needs is None or needs.free is None else (needs.free - needs.optimizer) / max(needs.step, 1))
+        room = None if needs is None or needs.free is None else (needs.free - needs.optimizer) / max(needs.step, 1)
+        for faster in (self.recording, self.compiling):
+            if faster is not None:
+                faster.begin(room)
         try:
             with capped(self.model.device, self._cap(needs)):
                 self._loop(objective, fitting)
@@ -142,8 +163,9 @@ class Attempts:
 
         watch = self.saver.watching(state, self.log)
         watch = pictures.watching(state, watch)
-        if self.compiling is not None:
-            watch = self.compiling.watching(watch)
+        for faster in (self.recording, self.compiling):
+            if faster is not None:
+                watch = faster.watching(watch)
         watch = estimate.Clock(self.hooks, partial(_between, config, self.steps, pictures, len(self.checked))).watching(watch)
         if config.samples.sample_steps and not state.step:
             pictures.draw(state)
@@ -155,7 +177,7 @@ class Attempts:
     def _after(self, error: BaseException, cheaper: Fitting | None, fitting: Fitting, needs: estimate.Memory | None) -> Fitting | None:
         """The way in which the run goes on after that error; None where it ends with it."""
         memory = isinstance(error, torch.OutOfMemoryError)
-        if self.compiling is not None and self.compiling.broke_off(error, self.state.step + 1):
+        if any(faster is not None and faster.broke_off(error, self.state.step + 1) for faster in (self.recording, self.compiling)):
             return fitting
         return self._instead("out of memory", cheaper, fitting, needs) if memory and cheaper is not None else None
 

@@ -20,7 +20,7 @@ FAILED = "blocks are no longer compiled: the compiler failed"
 SLOWER = "blocks are no longer compiled: steps did not become faster"
 TOO_LONG = "blocks are no longer compiled: compiling takes longer than it can save"
 PARTLY = "some blocks are not compiled: the compiler failed"
-NOT_READY = "No block was compiled: their weights do not lie on the device as they are computed with"
+NOT_READY = "No block was compiled: their weights do not lie on the device"
 FEW, MANY = 6, 200  # steps that are compared on each side
 
 
@@ -32,9 +32,10 @@ def pays(step: float, left: int, kinds: dict[str, int], sizes: int) -> bool:
 class Compiling:
     """Switches a run's blocks on and off. wanted: "auto" tries them where they may pay, "always" has them from the first step."""
 
-    def __init__(self, blocks: Blocks, wanted: str, sizes: int, epoch: int, hooks: Hooks) -> None:
-        """sizes: how many shapes micro-batches and their captions have; each is compiled by itself. epoch: steps, over which all of them come."""
-        self.blocks, self.wanted, self.sizes, self.hooks = blocks, wanted, sizes, hooks
+    def __init__(self, blocks: Blocks, wanted: str, sizes: int, epoch: int, hooks: Hooks, may: Callable[[], bool] = lambda: True) -> None:
+        """sizes: how many shapes micro-batches and their captions have; each is compiled by itself. epoch: steps, over which all of them come.
+        may: whether steps are as they are otherwise, so that they can be compared."""
+        self.blocks, self.wanted, self.sizes, self.hooks, self.may = blocks, wanted, sizes, hooks, may
         self.timed = 1 + (FEW if sizes == 1 else min(max(FEW, epoch), MANY))  # the first is slowed by the change itself
         self.before: list[float] = []  # seconds a step, as blocks are and compiled
         self.after: list[float] = []
@@ -57,7 +58,7 @@ class Compiling:
             seconds, compiled = time.monotonic() - self._left, self.blocks.compilations
             if compiled > self._known:
                 self.taken += seconds
-            elif now.validation_loss is None:
+            elif now.validation_loss is None and self.may():
                 (self.after if self.blocks.on else self.before).append(seconds)
             self._known = compiled
             then(now)

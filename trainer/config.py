@@ -214,7 +214,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     memory_budget: float = 0.0  # GB that a run may take on the device, the base model included; 0: what is free
     plain_layers: bool = False  # torch's and PEFT's own layers, which are slower and keep more: to compare with
-    compile: str = "auto"  # the base model's blocks through torch.compile: compiling.py
+    compile: str = "auto"  # torch.compile for the base model's blocks, compiling.py, and CUDA graphs, recording.py
     seed: int = 0
     validation_steps: int = 0  # validation loss every so many steps; 0 switches it off
     validation_split: float = 0.1  # the share of pictures held out for it; 0: on the training pictures

@@ -84,7 +84,7 @@ KEYS = (
     Key("gradient_checkpointing", "train.gradient_checkpointing", "far less memory for more time"),
     Key("memory_budget", "train.memory_budget", "GB that the run may take on the device, base model included; 0: what is free"),
     Key("base_precision", "train.base_precision", "as loaded, or nf4: the base model's blocks in 4 bits, by bitsandbytes"),
-    Key("compile", "train.compile", "torch.compile for the base model's blocks: auto, never or always"),
+    Key("compile", "train.compile", "CUDA graphs, and torch.compile for the base model's blocks: auto, never or always"),
     Key("plain_layers", "train.plain_layers", "torch's and PEFT's own layers, slower and with more memory: to compare with"),
     Key("mixed_precision", "train.precision", "auto, bf16, fp32 or no"),
     Key("validation_steps", "train.validation_steps", "validation loss every so many steps; 0 switches it off"),

@@ -67,6 +67,14 @@ def dataset(circles: Callable[..., Path]) -> Dataset:
     return read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32)
 
 
+def by_path(name: str) -> ModuleType:
+    """A helper of the tests above this folder."""
+    spec = importlib.util.spec_from_file_location(f"loom_{name}", Path(__file__).parents[1] / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run(model: object, dataset: Dataset, config: LoomConfig, folder: Path, **hooks: object) -> Result:
     with torch.inference_mode():  # as ComfyUI executes nodes
         return train(model, dataset, config, loras_folder=folder / "loras", runs_folder=folder / "runs", hooks=Hooks(**hooks))
@@ -188,6 +196,16 @@ def test_compiled_blocks_learn_the_same(comfy: SimpleNamespace, toy: tuple, data
     count = sum(type(m).__name__ in ("BasicTransformerBlock", "ResBlock") for m in toy[0].model.diffusion_model.modules())
     assert 2 <= made.compilations < count and not made.failed, made.failed
     assert always.losses == pytest.approx(never.losses, rel=1e-4)
+
+
+def test_recorded_steps_learn_the_same(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = by_path("repeater").records_on_the_cpu(monkeypatch, few=1)
+    config = CONFIG.replace(train={"steps": 8, "batch_size": 1})
+    never = run(comfy.Model(*toy), dataset, config.replace(train={"compile": "never"}), tmp_path / "never")
+    auto = run(comfy.Model(*toy), dataset, config, tmp_path / "auto")
+    assert len(made) == 1 and made[0].recorded.recordings == 1 and not made[0].recorded.failed, made[0].recorded.failed
+    assert auto.losses == pytest.approx(never.losses, rel=1e-4)
+    assert "forward" not in toy[0].model.diffusion_model.__dict__
 
 
 def test_the_same_seed_gives_the_same_bytes(comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path) -> None:
@@ -314,9 +332,7 @@ def test_live_adapters_and_loaded_file_sample_the_same_latent(
 def test_a_lokr_of_any_factorisation_goes_on_as_comfyui_shows_it(
         comfy: SimpleNamespace, toy: tuple, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The first answer is that of the file in ComfyUI's loader, and what is saved after training gives there what the live adapters gave."""
-    spec = importlib.util.spec_from_file_location("loom_lokr_files", Path(__file__).parents[1] / "lokr_files.py")
-    files = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(files)
+    files = by_path("lokr_files")
     settings = [settings for settings, _ in files.FILES.values() if "use_tucker" not in settings]  # which ComfyUI's loader leaves out
     model, clip, vae = toy
     loom = comfy.Model(model, clip, vae)

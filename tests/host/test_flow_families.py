@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import re
@@ -108,6 +109,14 @@ class Vae:
         flat = latents.mean(1) * 0.25 + 0.5
         pixels = flat.repeat_interleave(self.shallow.scale, -1).repeat_interleave(self.shallow.scale, -2).unsqueeze(-1)
         return pixels.expand(*pixels.shape[:-1], 3)
+
+
+def by_path(name: str) -> ModuleType:
+    """A helper of the tests above this folder."""
+    spec = importlib.util.spec_from_file_location(f"loom_{name}", Path(__file__).parents[1] / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def network_of(shallow: Shallow):
@@ -476,6 +485,16 @@ def test_compiled_blocks_train_as_they_are(family, tmp_path: Path, monkeypatch: 
     results = [train(open_model(family), dataset, CONFIG.replace(train={"compile": wanted, "batch_size": 1}), loras_folder=tmp_path / wanted, runs_folder=tmp_path / "runs")
                for wanted in ("never", "always")]
     assert made[0].compilations and not made[0].failed
+    assert results[1].losses == pytest.approx(results[0].losses, rel=1e-4)
+
+
+def test_recorded_steps_train_as_they_are(family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions of different lengths are shapes of their own. Nothing that the network is told differs otherwise from step to step."""
+    made = by_path("repeater").records_on_the_cpu(monkeypatch, few=1)
+    dataset = read_dataset(stars.write(tmp_path / "stars", 2), resolution=64, min_size=64)
+    results = [train(open_model(family), dataset, CONFIG.replace(train={"steps": 7, "compile": wanted, "batch_size": 1}), loras_folder=tmp_path / wanted, runs_folder=tmp_path / "runs")
+               for wanted in ("never", "auto")]
+    assert 1 <= made[0].recorded.recordings <= made[0].sizes and not made[0].recorded.failed, made[0].recorded.failed
     assert results[1].losses == pytest.approx(results[0].losses, rel=1e-4)
 
 

@@ -25,6 +25,7 @@ from ..errors import LoomError
 from ..layers import nf4, product
 from ..layers.compiled import Blocks
 from ..layers.on_demand import replaced_forward, weights_on_demand
+from ..layers.recorded import Recorded
 from .comfy_resident import resident
 from .families import FAMILIES, Family
 from .identity import digest, parts_in
@@ -339,7 +340,8 @@ class ComfyModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None,
+                 recorded: Recorded | None = None) -> Iterator[None]:
         manage = comfy.model_management
         self._dtype = compute_dtype(precision, self.device, self.family.cpu_bf16)
         away, room = self.can_offload and (offload or in_nf4), self._room(largest, checkpointing)
@@ -364,6 +366,8 @@ class ComfyModel:
                 stack.enter_context(blocks.of(self._recomputed(1), self._lies_ready, _alike))
             for block in self._recomputed(checkpointing):
                 stack.enter_context(replaced_forward(block, checkpointed(block.forward)))
+            if recorded is not None:
+                stack.enter_context(recorded.of(self.unet, self._lies_ready))
             yield
 
     def _lies_ready(self, layer: torch.nn.Module) -> bool:

@@ -207,7 +207,7 @@ class Shapes(ComfyModel):
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (), offload: bool = False,
-                 plain: bool = False, in_nf4: bool = False, blocks: None = None) -> Iterator[None]:
+                 plain: bool = False, in_nf4: bool = False, blocks: None = None, recorded: None = None) -> Iterator[None]:
         self._packed = frozenset(nf4.packable(self._recomputed(1)) if in_nf4 else ())
         with ExitStack() as stack:
             stack.callback(setattr, self, "_packed", frozenset())

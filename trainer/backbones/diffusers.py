@@ -13,6 +13,7 @@ from ..errors import LoomError
 from ..layers import nf4
 from ..layers.compiled import Blocks
 from ..layers.on_demand import weights_on_demand
+from ..layers.recorded import Recorded
 from .diffusers_load import Parts, folder_tokenizers, load_parts
 from .families import FAMILIES
 from .identity import digest
@@ -140,7 +141,8 @@ class DiffusersModel:
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None) -> Iterator[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None,
+                 recorded: Recorded | None = None) -> Iterator[None]:
         self._dtype = _DTYPES[resolve(precision, str(self.device), self.family.cpu_bf16)]
         for part in self.modules(text_encoders).values():
             # adapters keep their fp32 masters: only the frozen weights follow the compute dtype
@@ -162,6 +164,8 @@ class DiffusersModel:
                     stack.enter_context(weights_on_demand(part, asked, plain=plain))
                 if blocks is not None:
                     stack.enter_context(blocks.of((m for m in self.unet.modules() if type(m).__name__ in self.family.checkpointed), lambda layer: True))
+                if recorded is not None:
+                    stack.enter_context(recorded.of(self.unet, lambda layer: all(p.device.type == self.device.type for p in layer.parameters(recurse=False))))
                 yield
         finally:
             if checkpointing:

@@ -11,6 +11,7 @@ import torch
 
 from ..layers.compiled import Blocks
 from ..layers.frozen import Fetch, Weights
+from ..layers.recorded import Recorded
 from .families import Family
 
 __all__ = ["Batch", "Conditioning", "Fetch", "TextEncoder", "TrainableModel", "Weights", "is_linear", "join_contexts"]
@@ -96,10 +97,11 @@ class TrainableModel(Protocol):
         """Take the VAE (and, unless they are trained, the text encoders) off the device."""
 
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
-                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None) -> AbstractContextManager[None]:
+                 offload: bool = False, plain: bool = False, in_nf4: bool = False, blocks: Blocks | None = None,
+                 recorded: Recorded | None = None) -> AbstractContextManager[None]:
         """Everything that is changed for a run, undone on every way out; entered before there are adapters. `largest` is the
         shape (B, C, H/8, W/8) of the largest micro-batch, for hosts that make room for it; offload: they keep the base off the device;
-        checkpointing, plain, in_nf4 and blocks: see fitting.py, layers/on_demand.py, layers/nf4.py and layers/compiled.py."""
+        checkpointing, plain, in_nf4, blocks and recorded: see fitting.py, layers/on_demand.py, layers/nf4.py, layers/compiled.py and layers/recorded.py."""
 
     def memory(self) -> tuple[int, int | None]:
         """(bytes of the base model on `device`, bytes free there beside it; None where nobody knows), inside `training`."""
