@@ -5,12 +5,15 @@ import contextlib
 import logging
 import math
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -25,17 +28,17 @@ class Base:
     theirs: torch.nn.Module | None = None
 
     def in_diffusers(self, precision: str) -> torch.nn.Module:
-        """The UNet a second time, as diffusers' own."""
+        """The UNet a second time, as diffusers' own, on the CPU."""
         from lora_loom.trainer.backbones.diffusers_load import load_parts
 
         if self.theirs is None:
             with torch.inference_mode(False):
-                self.theirs = load_parts(self.source, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).unet
+                self.theirs = load_parts(self.source, DTYPES[precision]).unet
         return self.theirs
 
 
-def start_comfyui(folder: Path, *options: str) -> str:
-    """ComfyUI's modules in this process, on the CPU, with `folder` for whatever it writes. Returns its version."""
+def start_comfyui(folder: Path, *options: str, device: str = "cpu") -> str:
+    """ComfyUI's modules in this process, with `folder` for whatever it writes. Returns its version."""
     sys.path.insert(0, str(ROOT / "tools"))
     import comfyui
 
@@ -43,7 +46,7 @@ def start_comfyui(folder: Path, *options: str) -> str:
     if found is None:
         sys.exit(f"ComfyUI not found: {comfyui.HOW}")
     sys.path.insert(0, str(found))
-    sys.argv = [sys.argv[0], "--cpu", "--base-directory", str(folder), *options]
+    sys.argv = [sys.argv[0], *(["--cpu"] if device == "cpu" else []), "--base-directory", str(folder), *options]
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -116,9 +119,60 @@ def load_random(folder: Path, family: str = "sd15", precision: str = "fp32") -> 
     import comfy.sd
 
     path = folder / f"random_{family}.safetensors"
-    write_random(path, family, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    write_random(path, family, DTYPES[precision])
     title = {"sd15": "SD1.5 (random weights)", "sdxl": "SDXL (random weights)"}[family]
     return Base(title, *comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3], str(path))
+
+
+class _Text:
+    """Stands for Flux's text encoders, of which a training keeps nothing but what they say: as many and as wide tokens, drawn from the caption."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cond_stage_model, self.patcher = torch.nn.Module(), SimpleNamespace(injections={}, load_device=device, clone_base_uuid="")
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, text: str, return_pooled: bool, return_dict: bool) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        return {"cond": torch.randn(1, 256, 4096, generator=generator), "pooled_output": torch.randn(1, 768, generator=generator)}
+
+
+class _Pixels:
+    """Stands for Flux's VAE in the same way: 16 channels, an eighth of the sides."""
+
+    def __init__(self) -> None:
+        self.first_stage_model, self.latent_dim, self.patcher = torch.nn.Module(), 2, SimpleNamespace(clone_base_uuid="")
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.adaptive_avg_pool2d(pixels.movedim(-1, 1), (pixels.shape[1] // 8, pixels.shape[2] // 8))
+        return small.mean(1, keepdim=True).repeat(1, 16, 1, 1)
+
+
+def load_flux(precision: str, small: bool = False) -> Base:
+    """Flux.1's transformer with random weights, 12 billion values, made where ComfyUI keeps what is not on its device; small: two blocks of it."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.Flux({
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072,
+        "mlp_ratio": 4.0, "num_heads": 24, "depth": 1 if small else 19, "depth_single_blocks": 1 if small else 38, "axes_dim": [16, 56, 56], "theta": 10000,
+        "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []})
+    config.set_inference_dtype(DTYPES[precision], None)
+    manage, pool = comfy.model_management, torch.randn(2**24, generator=torch.Generator().manual_seed(0)).to(DTYPES[precision])
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    for name, parameter in model.diffusion_model.named_parameters():
+        flat = parameter.data.view(-1)
+        for start in range(0, len(flat), len(pool)):
+            flat[start:start + len(pool)] = pool[:len(flat) - start]
+        if parameter.ndim > 1:
+            parameter.data /= math.sqrt(parameter.shape[1])
+        else:
+            parameter.data.mul_(0.02).add_(float("scale" in name))  # norms around 1, biases around 0
+    device = manage.get_torch_device()
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+    return Base(f"Flux.1 ({'two blocks, ' if small else ''}random weights)", patcher, _Text(device), _Pixels(), "")
 
 
 def load_toy() -> Base:

@@ -13,7 +13,7 @@ from bases import Base
 
 @dataclass(frozen=True)
 class Run:
-    """What both trainers are told. Everything else stays at the trainer's own default, but for the precision and batch 1."""
+    """What all trainers are told. Everything else stays at the trainer's own default."""
 
     folder: Path  # pictures with captions
     size: int
@@ -22,6 +22,8 @@ class Run:
     rate: float
     seed: int
     precision: str = "fp32"
+    batch: int = 1
+    device: str = "cpu"
 
 
 Tick = Callable[[int], None]  # called with 0 when the pictures are encoded, then with the number of each finished step
@@ -43,7 +45,7 @@ def native(changed: dict, base: Base, run: Run, tick: Tick) -> dict[str, torch.T
             tick(self.done)
 
     given = dict(
-        model=base.model, batch_size=1, grad_accumulation_steps=1, steps=run.steps, learning_rate=run.rate, rank=run.rank, optimizer="AdamW",
+        model=base.model, batch_size=run.batch, grad_accumulation_steps=1, steps=run.steps, learning_rate=run.rate, rank=run.rank, optimizer="AdamW",
         loss_function="MSE", seed=run.seed, training_dtype=run.precision, lora_dtype=run.precision, quantized_backward=False, algorithm="LoRA",
         gradient_checkpointing=True, checkpoint_depth=1, offloading=False, existing_lora="[None]", bucket_mode=False, bypass_mode=False) | changed
     tick(0)
@@ -59,34 +61,39 @@ def native(changed: dict, base: Base, run: Run, tick: Tick) -> dict[str, torch.T
 
 def example(base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
     """The step of diffusers' examples/text_to_image/train_text_to_image_lora.py, or _sdxl.py (loss in epsilon, no weighting), on the same inputs."""
+    import comfy.model_management
     from diffusers import DDPMScheduler
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
     latents, positive = encoded(base, run.folder, run.size)
+    comfy.model_management.unload_all_models()  # the script has its inputs encoded beforehand
     latents = [base.model.model.process_latent_in(z).clone() for z in latents]
-    unet, schedule = base.in_diffusers(run.precision), DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    unet, schedule = base.in_diffusers(run.precision).to(run.device), DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
     unet.requires_grad_(False)
     with torch.inference_mode(False), torch.enable_grad():
-        latents, context = [z.clone()[None] for z in latents], [c[0][0].clone() for c in positive]
-        added = [{"text_embeds": c[0][1]["pooled_output"].clone(), "time_ids": torch.tensor([[run.size, run.size, 0, 0, run.size, run.size]])}
-                 if unet.config.addition_embed_type == "text_time" else None for c in positive]
+        latents, context = [z.to(run.device, copy=True)[None] for z in latents], [c[0][0].to(run.device, copy=True) for c in positive]
+        added = [{"text_embeds": c[0][1]["pooled_output"].to(run.device, copy=True),
+                  "time_ids": torch.tensor([[run.size, run.size, 0, 0, run.size, run.size]], device=run.device)}
+                 if unet.config.addition_embed_type == "text_time" else {} for c in positive]
         torch.manual_seed(run.seed)
         unet.add_adapter(LoraConfig(r=run.rank, lora_alpha=run.rank, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
         try:
             cast_training_params(unet, torch.float32)
             trained = [p for p in unet.parameters() if p.requires_grad]
-            half = torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16")
+            half = torch.autocast(run.device, torch.bfloat16, enabled=run.precision == "bf16")
             optimizer = torch.optim.AdamW(trained, lr=run.rate)
             unet.train()
             tick(0)
             for step in range(run.steps):
-                clean = latents[step % len(latents)]
-                noise, times = torch.randn_like(clean), torch.randint(0, 1000, (1,))
+                rows = [(step * run.batch + row) % len(latents) for row in range(run.batch)]
+                clean = torch.cat([latents[row] for row in rows])
+                noise, times = torch.randn_like(clean), torch.randint(0, 1000, (run.batch,), device=run.device)
                 with half:
-                    told = context[step % len(context)]
-                    predicted = unet(schedule.add_noise(clean, noise, times), times, told, added_cond_kwargs=added[step % len(added)], return_dict=False)[0]
+                    told = torch.cat([context[row] for row in rows])
+                    more = {name: torch.cat([added[row][name] for row in rows]) for name in added[0]}
+                    predicted = unet(schedule.add_noise(clean, noise, times), times, told, added_cond_kwargs=more or None, return_dict=False)[0]
                 loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -96,6 +103,7 @@ def example(base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
             return {name: value.detach().clone() for name, value in get_peft_model_state_dict(unet).items()}
         finally:
             unet.delete_adapters("default")
+            unet.to("cpu")
 
 
 def ours(targets: str, changed: dict, base: Base, run: Run, tick: Tick) -> dict[str, torch.Tensor]:
@@ -107,7 +115,7 @@ def ours(targets: str, changed: dict, base: Base, run: Run, tick: Tick) -> dict[
 
     config = LoomConfig().replace(
         adapter={"rank": run.rank, "alpha": float(run.rank), "targets": targets}, optim={"learning_rate": run.rate},
-        train={"steps": run.steps, "batch_size": 1, "precision": run.precision, "seed": run.seed, **changed.get("train", {})},
+        train={"steps": run.steps, "batch_size": run.batch, "precision": run.precision, "seed": run.seed, **changed.get("train", {})},
         loss=changed.get("loss", {}), output={"name": "bench", "save_dtype": "fp32"})
 
     def progress(now: job.Progress) -> None:
@@ -131,6 +139,7 @@ CASES: dict[str, tuple[str, Trainer]] = {
     "attention": ("LoRA Loom, attention", partial(ours, "attention", {})),
     "plain": ("LoRA Loom, attention, plain_layers", partial(ours, "attention", {"train": {"plain_layers": True}})),
     "compiled": ("LoRA Loom, attention, compile always", partial(ours, "attention", {"train": {"compile": "always"}})),
+    "nf4": ("LoRA Loom, attention, base in 4 bits", partial(ours, "attention", {"train": {"base_precision": "nf4"}})),
     "checkpointing": ("LoRA Loom, attention, gradient_checkpointing", partial(ours, "attention", {"train": {"gradient_checkpointing": True}})),
     "everything": ("LoRA Loom, all linear+conv", partial(ours, "all linear+conv", {})),
 }

@@ -35,6 +35,8 @@ def tidy() -> None:
 def trim() -> None:
     """What is free goes back to the system, so that the VAE's activations do not count as the training's."""
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -46,10 +48,11 @@ def private_bytes() -> int:
 
 
 class Weights:
-    """The base UNet's parameters as they were: are they still, and does anybody hold the same values a second time?"""
+    """The base UNet's parameters as they were: are they still, and does anybody hold the same values a second time? Where ComfyUI moves them to a GPU and
+    back they are elsewhere afterwards, and what is held there a second time is not looked for."""
 
     def __init__(self, base: Base) -> None:
-        self.root = base.model.model.diffusion_model
+        self.root, self.moved = base.model.model.diffusion_model, base.model.load_device.type != "cpu"
         self.before = self._state()
         theirs = () if base.theirs is None else base.theirs.parameters()
         self.own = {p.untyped_storage().data_ptr() for p in (*self.root.parameters(), *theirs)}
@@ -58,7 +61,8 @@ class Weights:
             self.heads.setdefault(tuple(p.shape), []).append(self._head(p))
 
     def _state(self) -> dict[str, tuple[int, int]]:
-        return {name: (p.data_ptr(), zlib.crc32(p.detach().contiguous().view(torch.uint8).numpy())) for name, p in self.root.named_parameters()}
+        return {name: (0 if self.moved else p.data_ptr(), zlib.crc32(p.detach().contiguous().view(torch.uint8).cpu().numpy()))
+                for name, p in self.root.named_parameters()}
 
     @staticmethod
     def _head(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,6 +75,8 @@ class Weights:
     def copied(self) -> int:
         """Bytes of other live tensors that hold a parameter's values, in whatever dtype."""
         found: dict[int, int] = {}
+        if self.moved:
+            return 0
         for thing in gc.get_objects():
             if issubclass(type(thing), torch.Tensor) and tuple(thing.shape) in self.heads and thing.device == CPU:
                 if isinstance(thing, FakeTensor):  # of torch's compiler, without values
@@ -99,15 +105,24 @@ class Operations(TorchDispatchMode):
         return made
 
 
-def products_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 3.0) -> float:
+def products_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 3.0) -> float:
     """Operations a second of this machine's matrix products, at their best."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    size, times = (2048, 1) if device == "cpu" else (8192, 10)
+    a, b = torch.randn(size, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype)
     best, until = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < until:
         before = time.perf_counter()
-        a @ b
+        for _ in range(times):
+            a @ b
+        wait(device)
         best = min(best, time.perf_counter() - before)
-    return 2 * size ** 3 / best
+    return 2 * size ** 3 * times / best
+
+
+def wait(device: str) -> None:
+    """For all that a GPU has been given to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 class Saved:
@@ -168,12 +183,36 @@ class Peak:
         self._thread.join()
 
 
+class Reserved:
+    """The same on a GPU: `bytes` is the most that torch has reserved there, the base model's weights among it."""
+
+    def __enter__(self) -> Reserved:
+        self.restart()
+        return self
+
+    def restart(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+    @property
+    def bytes(self) -> int:
+        return torch.cuda.max_memory_reserved()
+
+    def __exit__(self, *_: object) -> None:
+        torch.cuda.synchronize()
+
+
 @dataclass
 class Meter:
-    """A case's figures over all rounds. `tick` notes the steps; memory is sampled from a thread while the meter is entered."""
+    """A case's figures over all rounds. `tick` notes the steps; memory is sampled from a thread while the meter is entered. A GPU, which goes on by itself,
+    is waited for before the first timed step and after the last."""
 
     weights: Weights | None = None
-    seconds: list[float] = field(default_factory=list)  # one a step, without each round's first
+    device: str = "cpu"
+    warm: int = 1  # steps of a round that are not timed
+    total: int = 0  # steps of a round
+    seconds: list[float] = field(default_factory=list)  # one a timed step; on a GPU one a round, of a step on an average
     setup: list[float] = field(default_factory=list)  # from encoded pictures to the end of the first step
     peaks: list[int] = field(default_factory=list)  # bytes above what was resident when the case began, from encoded pictures on
     copied: list[int] = field(default_factory=list)
@@ -191,13 +230,19 @@ class Meter:
             self.setup.append(now - self._began)
             if self.weights:
                 self.copied.append(self.weights.copied())
-        else:
+        elif self.device == "cpu" and done > self.warm:
             self.seconds.append(now - self._last)
-        self._last = time.perf_counter()
+        elif done == self.total:
+            wait(self.device)
+            self.seconds.append((time.perf_counter() - self._last) / (self.total - self.warm))
+        if self.device == "cpu" or done <= self.warm:
+            if done == self.warm:
+                wait(self.device)
+            self._last = time.perf_counter()
 
     def __enter__(self) -> Meter:
         tidy()
-        self._peak = Peak().__enter__()
+        self._peak = (Peak() if self.device == "cpu" else Reserved()).__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:

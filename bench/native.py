@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bases import Base, load_random, load_toy, start_comfyui
+from bases import DTYPES, Base, load_flux, load_random, load_toy, start_comfyui
 from cases import CASES, Run, encoded
 from meters import Meter, Saved, Weights, products_rate, tidy
 from report import heading, table, write
@@ -28,16 +28,17 @@ TIMESTEPS = range(50, 1000, 100)  # of the held-out error, of 1000
 
 
 Errors = dict[str, dict[float, list[float]]]  # {case: {learning rate: one error a seed}}
+FLOW = {"attention", "plain", "compiled", "nf4", "checkpointing", "everything"}  # that train flow transformers too
 LEARNERS = ("default", "attention", "everything")  # the others compute what one of these does
 
 
-def measure(base: Base, run: Run, rounds: int, chosen: list[str], say: Callable[[str], None]) -> dict[str, Meter]:
-    """`rounds` times every case, the order turned by one each round, so that no case always follows the same one."""
+def measure(base: Base, run: Run, warm: int, rounds: int, chosen: list[str], say: Callable[[str], None]) -> dict[str, Meter]:
+    """`rounds` times every case, `warm` of its steps not timed, the order turned by one each round, so that no case always follows the same one."""
     tidy()
     if "diffusers" in chosen:
         base.in_diffusers(run.precision)  # its own loading is nobody's time
     weights = Weights(base)
-    meters = {case: Meter(weights) for case in chosen}
+    meters = {case: Meter(weights, run.device, warm, run.steps) for case in chosen}
     for case, meter in meters.items():
         saved = Saved()
         CASES[case][1](base, replace(run, steps=2), saved.tick)
@@ -54,8 +55,8 @@ def measure(base: Base, run: Run, rounds: int, chosen: list[str], say: Callable[
             meter.trained = sum(v.numel() for k, v in lora.items() if not k.endswith("alpha"))
             del lora
             kept = "unchanged" if weights.unchanged() else "CHANGED"
-            latest = meter.seconds[-(run.steps - 1):]
-            say(f"round {number + 1}/{rounds} {case:10} {', '.join(f'{s:.3f}' for s in latest)} s; peak {meter.peaks[-1] / 2**20:.0f} MiB; base {kept}")
+            latest = meter.seconds[-(run.steps - warm):] if run.device == "cpu" else meter.seconds[-1:]
+            say(f"round {number + 1}/{rounds} {case:10} {', '.join(f'{s:.4f}' for s in latest)} s; peak {meter.peaks[-1] / 2**20:.0f} MiB; base {kept}")
             if kept != "unchanged":
                 raise RuntimeError(f"{case} changed the base weights")
     return meters
@@ -127,17 +128,18 @@ def learn(folder: Path, chosen: list[str], rates: list[float], seeds: int, steps
 
 def timing_table(meters: dict[str, Meter], floor: float) -> str:
     """floor: seconds that a step would take if the machine did nothing but its products, at their best rate."""
-    first = next(iter(meters))
+    first, on_cpu = next(iter(meters)), next(iter(meters.values())).device == "cpu"
     reference = statistics.median(meters[first].seconds)
     rival = statistics.median(meters["diffusers"].seconds) if "diffusers" in meters else None
     rows = [["case", "s/step: median (min–max)", f"times as fast as {CASES[first][0]}", "times as fast as diffusers + PEFT", "share of the floor",
-             "kept for backward, MiB", "set-up and first step, s", "peak memory above the start, MiB",
-             "base weights held twice, MiB", "trained values, millions"]]
+             "kept for backward, MiB", "set-up and first step, s", "peak memory above the start, MiB" if on_cpu else "most reserved, base included, MiB",
+             *(["base weights held twice, MiB"] if on_cpu else []), "trained values, millions"]]
     for case, m in meters.items():
         middle = statistics.median(m.seconds)
-        rows.append([CASES[case][0], f"{middle:.3f} ({min(m.seconds):.3f}–{max(m.seconds):.3f})", f"{reference / middle:.2f}",
+        digits, twice = 3 if on_cpu else 4, [f"{max(m.copied) / 2**20:.0f}"] if on_cpu else []
+        rows.append([CASES[case][0], f"{middle:.{digits}f} ({min(m.seconds):.{digits}f}–{max(m.seconds):.{digits}f})", f"{reference / middle:.2f}",
                      f"{rival / middle:.2f}" if rival else "", f"{floor / middle:.0%}", f"{m.saved / 2**20:.0f}",
-                     f"{statistics.median(m.setup):.1f}", f"{max(m.peaks) / 2**20:.0f}", f"{max(m.copied) / 2**20:.0f}", f"{m.trained / 1e6:.2f}"])
+                     f"{statistics.median(m.setup):.1f}", f"{max(m.peaks) / 2**20:.0f}", *twice, f"{m.trained / 1e6:.2f}"])
     return table(*rows)
 
 
@@ -151,12 +153,16 @@ def error_table(before: float, found: Errors, rates: list[float]) -> str:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where torch has it")
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is timed, in turns")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps a round; one more runs before them")
+    parser.add_argument("--steps", type=int, default=0, help="timed steps a round; 0: 3 on a CPU, 60 on a GPU")
+    parser.add_argument("--warm", type=int, default=0, help="steps that run before them; 0: 1 on a CPU, 40 on a GPU, where CUDA graphs are recorded meanwhile")
+    parser.add_argument("--batch", type=int, default=1, help="pictures a step")
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--size", type=int, default=256, help="pixels, of square pictures")
-    parser.add_argument("--model", choices=["sd15", "sdxl"], default="sd15", help="whose shapes the base has")
+    parser.add_argument("--model", choices=["sd15", "sdxl", "flux"], default="sd15", help="whose shapes the base has; flux: LoRA Loom alone, for a GPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="what the timing computes in")
-    parser.add_argument("--held-in", choices=["fp32", "bf16"], default="fp32", help="what ComfyUI keeps the base's weights in")
+    parser.add_argument("--held-in", choices=["fp32", "bf16", "fp16"], default="fp32", help="what ComfyUI keeps the base's weights in")
     parser.add_argument("--only", nargs="+", choices=[*CASES, "timing", "error"], default=[], help="leave out the other cases, or the other part")
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-4, 5e-4, 1e-3], help="learning rates tried for the error")
     parser.add_argument("--seeds", type=int, default=3, help="runs a learning rate; the table has their median")
@@ -164,8 +170,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="time the toy base instead of SD1.5: shows that everything runs, not how fast it is")
     parser.add_argument("--write", action="store_true", help="append the tables to bench/RESULTS.md")
     given = parser.parse_args()
-    if min(given.rounds, given.steps, given.seeds, given.error_steps) < 1:
-        parser.error("--rounds, --steps, --seeds and --error-steps take 1 or more")
+    if given.device == "auto":
+        given.device = "cuda" if torch.cuda.is_available() else "cpu"
+    given.steps, given.warm = given.steps or (3 if given.device == "cpu" else 60), given.warm or (1 if given.device == "cpu" else 40)
+    if min(given.rounds, given.steps, given.warm, given.batch, given.rank, given.seeds, given.error_steps) < 1:
+        parser.error("--rounds, --steps, --warm, --batch, --rank, --seeds and --error-steps take 1 or more")
+    if given.model == "flux" and not ("timing" in given.only and set() < {*given.only} - {"timing"} <= FLOW):
+        parser.error(f"--model flux is trained by LoRA Loom alone: add --only timing and some of {' '.join(sorted(FLOW))}")
     if given.size < 64 or given.size % 64:
         parser.error(f"--size {given.size} is no multiple of 64: take 256 or 512, for example")
     return given
@@ -175,18 +186,21 @@ def timing(given: argparse.Namespace, cases: list[str], folder: Path, say: Calla
     from lora_loom.trainer.toy import shapes, stars
 
     rng, size = random.Random(0), shapes.SIZE if given.small else given.size
-    pictures = draw(folder / "pictures", [(s, shapes.draw(s, rng).resize((size, size))) for s in stars.scenes(PICTURES)])
-    toy = load_toy()
-    for case in cases:  # imports and first allocations belong to nobody's time
-        CASES[case][1](toy, Run(pictures, shapes.SIZE, 8, 2, 5e-4, 0, given.precision), lambda done: None)
-    base = toy if given.small else load_random(folder, given.model, given.held_in)
-    meters = measure(base, Run(pictures, size, 8, given.steps + 1, 5e-4, 0, given.precision), given.rounds, cases, say)
+    pictures = draw(folder / "pictures", [(s, shapes.draw(s, rng).resize((size, size))) for s in stars.scenes(max(PICTURES, given.batch))])
+    toy, run = load_toy(), Run(pictures, size, given.rank, given.warm + given.steps, 5e-4, 0, given.precision, given.batch, given.device)
+    for case in cases if given.model != "flux" else ():  # imports and first allocations belong to nobody's time
+        CASES[case][1](toy, replace(run, size=shapes.SIZE, steps=2), lambda done: None)
+    if given.model == "flux":
+        base = load_flux(given.held_in, given.small)
+    else:
+        base = toy if given.small else load_random(folder, given.model, given.held_in)
+    meters = measure(base, run, given.warm, given.rounds, cases, say)
     held = "" if given.held_in == given.precision else f", base held in {given.held_in}"
-    said = f"batch 1, {given.precision}{held}, rank 8, rounds: {given.rounds}, timed steps a round: {given.steps}"
-    rate = products_rate({"fp32": torch.float32, "bf16": torch.bfloat16}[given.precision])
+    said = f"{given.device}, batch {given.batch}, {given.precision}{held}, rank {given.rank}, rounds: {given.rounds}, timed steps a round: {given.steps}"
+    rate = products_rate(DTYPES[given.precision], given.device)
     work = (meters.get("attention") or next(iter(meters.values()))).operations
     floor = (f"Floor of a step that trains the attention layers: {work / 1e12:.3f} TFLOP at {rate / 1e12:.3f} TFLOP/s, this machine's best products, "
-             f"make {work / rate:.2f} s.")
+             f"make {work / rate:.{2 if given.device == 'cpu' else 4}f} s.")
     return [f"**{base.name}**, {size}x{size}, {said}", floor, timing_table(meters, work / rate)]
 
 
@@ -204,7 +218,7 @@ def main() -> None:
     say = partial(print, file=sys.stderr, flush=True)
     warnings.filterwarnings("ignore", "In CPU autocast")  # TrainLoraNode asks for fp32 autocast at every step
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, torch.inference_mode():  # as ComfyUI executes nodes
-        comfyui = start_comfyui(Path(temporary), *(["--bf16-unet"] if given.held_in == "bf16" else []))
+        comfyui = start_comfyui(Path(temporary), *([f"--{given.held_in}-unet"] if given.held_in != "fp32" else []), device=given.device)
         report = heading("python bench/native.py", f"ComfyUI {comfyui}")
         if "timing" in parts:
             report += timing(given, cases, Path(temporary), say)

@@ -42,7 +42,8 @@ def _machine() -> str:
     with contextlib.suppress(OSError, StopIteration):
         name = next(line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name"))
     memory = psutil.virtual_memory().total / 2**30
-    return f"{name}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}; torch uses {torch.get_num_threads()} threads"
+    card = f"{torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
+    return f"{card}{name}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}; torch uses {torch.get_num_threads()} threads"
 
 
 def _commit() -> str:
