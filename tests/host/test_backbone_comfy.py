@@ -764,3 +764,45 @@ def test_scaled_fp8_layers_of_older_comfyuis(comfy_modules: ModuleType, patched:
     x = torch.randn(5, 64)
     with torch.no_grad(), fetch(layer.requires_grad_(False), x) as (found, bias):
         torch.testing.assert_close(torch.nn.functional.linear(x, found, bias), layer(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("form", "share", "options"), [
+    ("float8_e4m3fn", 0.04, {"scale": "recalculate"}), ("float8_e5m2", 0.08, {"scale": "recalculate"}), ("nvfp4", 0.15, {}), ("mxfp8", 0.04, {}),
+    ("int8_tensorwise", 0.02, {"is_weight": True}), ("int8_tensorwise", 0.02, {"is_weight": True, "per_channel": True, "convrot": True}),
+    ("convrot_w4a4", 0.2, {}), ("asym_w4a8_int8", 0.1, {})], ids=lambda given: given if isinstance(given, str) else "turned" if "convrot" in str(given) else "")
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+def test_every_quantized_layer_that_comfyui_loads(comfy_modules: ModuleType, form: str, share: float, options: dict, compute: torch.dtype) -> None:
+    """It computes with what its numbers mean, forward and backward, keeps nothing but what it is given, and is what it was afterwards."""
+    import comfy.ops
+    from lora_loom.trainer.backbones.comfy import fetch, known_as_linear
+    from lora_loom.trainer.layers.low_rank import low_rank
+    from lora_loom.trainer.layers.on_demand import weights_on_demand
+
+    quant = pytest.importorskip("comfy.quant_ops", reason="this ComfyUI has no quantized layers")
+    if form not in quant.QUANT_ALGOS:
+        pytest.skip(f"this ComfyUI knows no {form}")
+    torch.manual_seed(0)
+    layout, (out, into) = quant.QUANT_ALGOS[form]["comfy_tensor_layout"], (96, 256)
+    true, down, up = torch.randn(out, into) / 16, torch.randn(4, into, requires_grad=True), torch.randn(out, 4, requires_grad=True)
+    layer = comfy.ops.mixed_precision_ops({}, compute_dtype=compute).Linear(into, out)
+    packed = quant.QuantizedTensor.from_float(true.to(compute), layout, **options)
+    layer.weight, layer.bias = torch.nn.Parameter(packed, requires_grad=False), torch.nn.Parameter(torch.randn(out).to(compute), requires_grad=False)
+    layer.quant_format, layer.layout_type = form, layout
+    net, before = torch.nn.Sequential(layer), (type(layer), packed._qdata.clone(), dict(layer.__dict__))
+    meant = packed.dequantize().to(compute)
+    assert (meant - true).norm() < share * true.norm()
+    x, weights, kept = torch.randn(2, 3, into).to(compute).requires_grad_(), torch.randn(2, 3, out).to(compute), []
+    with torch.no_grad():
+        theirs = layer(x.detach())
+    with known_as_linear(net), weights_on_demand(net, fetch):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            mine = net(x), low_rank(x, layer, down, up, 0.5)
+        grads = [torch.autograd.grad((y * weights).sum(), x, retain_graph=True)[0] for y in mine]
+    exact = torch.nn.functional.linear(x, meant, layer.bias)
+    branch = torch.nn.functional.linear(torch.nn.functional.linear(x, down.to(compute)), up.to(compute)) * 0.5
+    near = 1e-5 if compute == torch.float32 else 1e-2
+    for found, expected in ((mine[0], exact), (mine[1], exact + branch), (grads[0], weights @ meant), (grads[1], weights @ (meant + 0.5 * up.to(compute) @ down.to(compute)))):
+        assert (found - expected).norm() <= near * expected.norm()
+    assert (mine[0] - theirs).norm() < 1.5 * share * theirs.norm()  # which quantizes what it is given, too
+    assert {tuple(t.shape) for t in kept} == {(2, 3, into), (4, into), (out, 4)}
+    assert (type(layer), layer.weight._qdata.equal(before[1]), dict(layer.__dict__)) == (before[0], True, before[2])
