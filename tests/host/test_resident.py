@@ -24,6 +24,7 @@ class Pages:
     """What comfy-aimdo keeps for one model: memory by address, what of it is resident, and how often each is pinned."""
 
     room = 10**12  # bytes that may be resident
+    gives_way = False  # whether what is not pinned makes room for others; whoever still looks at it finds no numbers
 
     def __init__(self, size: int, device: int) -> None:
         self.memory: dict[int, torch.Tensor] = {}
@@ -37,6 +38,9 @@ class Pages:
 
     def fault(self, place: int, size: int) -> bytes | None:
         if place not in self.memory:
+            for other in [p for p in self.memory if self.gives_way and not self.pins[p]]:
+                if self.loaded_size() + size > self.room:
+                    self.memory.pop(other).fill_(255)  # NaN in every dtype
             if self.loaded_size() + size > self.room:
                 return None
             self.memory[place] = torch.zeros(size, dtype=torch.uint8)
@@ -104,12 +108,12 @@ def dynamic(comfy_modules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Itera
 CAPTIONS = ["a red circle", "a blue square"]
 
 
-def gradients(loom: object, look: Callable[[], None] = lambda: None, precision: str = "fp32", **options: object) -> dict[str, torch.Tensor]:
+def gradients(loom: object, look: Callable[[], None] = lambda: None, precision: str = "fp32", checkpointing: int = 0, **options: object) -> dict[str, torch.Tensor]:
     """Of every adapter, after one step on fixed numbers; `look` is called in the middle."""
     noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         conditioning = loom.encode_captions(CAPTIONS)
-    training = loom.training(precision, False, 0, largest=(2, 4, 8, 8), **options)
+    training = loom.training(precision, False, checkpointing, largest=(2, 4, 8, 8), **options)
     with torch.inference_mode(False), training, adapted(loom, AdapterConfig(rank=4), 0) as adapters, torch.enable_grad():
         loom.predict(noisy, torch.tensor([10, 700]), Batch(noisy, CAPTIONS, conditioning), conditioning).square().mean().backward()
         look()
@@ -157,6 +161,30 @@ def test_what_has_no_room_stays_on_demand(dynamic: SimpleNamespace, monkeypatch:
     (pinned, on_demand), = seen
     assert pinned > 0 < on_demand and dynamic.pages().pinned == 0
     assert close(found, gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae)), 1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [0, 1])
+@pytest.mark.parametrize("room", [2**20, 6 * 2**20], ids=["one layer", "half"])
+def test_weights_that_do_not_fit_are_paged_at_every_use(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, room: int, checkpointing: int) -> None:
+    """Asked for in forward and again in backward, looked at only while they are pinned; what finds no room at all comes through a buffer."""
+    import comfy.ops
+
+    cast, asked = comfy.ops.cast_bias_weight, Counter()
+
+    def paged(layer: torch.nn.Module, *given: torch.Tensor, **options: object) -> tuple:
+        asked[hasattr(layer, "_v")] += 1
+        return cast(layer, *given, **(options | {"device": DEVICE} if hasattr(layer, "_v") else options))
+
+    monkeypatch.setattr(Pages, "room", room)
+    monkeypatch.setattr(Pages, "gives_way", True)
+    loom = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae)
+    loom.can_offload = True  # so that nothing is held
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.ops, "cast_bias_weight", paged)
+        found = gradients(loom, checkpointing=checkpointing, offload=True)
+    pages = dynamic.pages()
+    assert asked[True] > 1.5 * len(pages.serial) > 60 and max(pages.serial.values()) > 1 and not pages.pinned and pages.loaded_size() <= room
+    assert close(found, gradients(dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae)), 1e-5)
 
 
 @pytest.mark.parametrize("short", ["memory", "asked for"])
