@@ -14,7 +14,7 @@ from .layers.recorded import Recorded
 ROOM = 2.5  # times what a step takes: a recording holds that much for itself, between steps too
 FASTER = 0.98  # of a step as it was: a gain below that is chance
 FEW, MANY = 6, 200  # steps that are compared on each side
-LEAST = 50  # steps to go for each shape, below which it is not worth the trouble
+LEAST = 25  # steps to go for each shape, below which it is not worth the trouble
 HERE = "steps are recorded as CUDA graphs from here on"
 FAILED = "steps are not recorded as CUDA graphs: recording failed"
 SLOWER = "steps are no longer recorded: they did not become faster"
