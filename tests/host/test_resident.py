@@ -9,12 +9,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from lora_loom.trainer import attempts
 from lora_loom.trainer.adapters import adapted
 from lora_loom.trainer.backbones.protocol import Batch
 from lora_loom.trainer.config import AdapterConfig, LoomConfig
-from lora_loom.trainer.data.folder import read_dataset
-from lora_loom.trainer.hooks import Hooks
-from lora_loom.trainer.job import train
+from lora_loom.trainer.data.folder import Dataset, read_dataset
+from lora_loom.trainer.hooks import Hooks, Progress
+from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.layers.compiled import Blocks
 
 DEVICE = torch.device("cpu", 0)  # is not torch.device("cpu"), where weights lie
@@ -264,31 +265,76 @@ def test_held_blocks_can_be_compiled(dynamic: SimpleNamespace, precision: str, s
     assert (joined[0] - joined[1]).norm() <= share * joined[1].norm()
 
 
-def test_a_run_with_samples(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path) -> None:
-    """As a node runs it: ComfyUI's sampler draws on the held weights in the middle, and goes on paging afterwards."""
+CONFIG = LoomConfig().replace(
+    adapter={"rank": 4}, train={"steps": 3, "precision": "fp32", "batch_size": 2, "seed": 1}, samples={"sample_prompts": ("a red circle",), "sample_steps": 2},
+    output={"save_dtype": "fp32"})
+
+
+def run(dynamic: SimpleNamespace, name: str, dataset: Dataset, config: LoomConfig, folder: Path, **hooks: Callable) -> Result:
+    """A run on that MODEL, as ComfyUI executes nodes."""
+    loom = dynamic.open(getattr(dynamic, name), dynamic.clip, dynamic.vae)
+    with torch.inference_mode():
+        return train(loom, dataset, config, loras_folder=folder / name / "loras", runs_folder=folder / name / "runs", hooks=Hooks(**hooks))
+
+
+def alike(mine: Result, other: Result) -> None:
+    for key, value in other.lora.items():
+        torch.testing.assert_close(mine.lora[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_samples(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While ComfyUI's sampler draws, the pages are ComfyUI's; what is trained on afterwards lies where it lay before."""
     import comfy.sample
 
-    config = LoomConfig().replace(
-        adapter={"rank": 4}, train={"steps": 3, "precision": "fp32", "batch_size": 2, "seed": 1}, samples={"sample_prompts": ("a red circle",), "sample_steps": 2},
-        output={"save_dtype": "fp32"})
-    dataset, results = read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32), []
-    for name in ("plain", "model"):
-        seen: list[int] = []
+    sample, drawing, training, places = comfy.sample.sample, [], [], []
 
-        def event(kind: str, facts: dict, seen: list[int] = seen) -> None:
-            seen.append(dynamic.pages().pinned if DEVICE in getattr(dynamic.model.model, "dynamic_vbars", {}) else 0)
+    def watched(patcher: object, *args: object, **options: object) -> torch.Tensor:
+        drawing.append(dynamic.pages().pinned if patcher is dynamic.model else 0)
+        return sample(patcher, *args, **options)
 
-        loom = dynamic.open(getattr(dynamic, name), dynamic.clip, dynamic.vae)
-        with torch.inference_mode():  # as ComfyUI executes nodes
-            results.append(train(loom, dataset, config, loras_folder=tmp_path / name / "loras", runs_folder=tmp_path / name / "runs", hooks=Hooks(event=event)))
-        assert max(seen) > 50 if name == "model" else not any(seen)
-    assert dynamic.pages().pinned == 0
-    for key, value in results[0].lora.items():
-        torch.testing.assert_close(results[1].lora[key], value, rtol=1e-4, atol=1e-6)
-    assert results[1].samples and [p.read_bytes() for p in results[1].samples] == [p.read_bytes() for p in results[0].samples]
+    def poll() -> None:
+        if DEVICE in dynamic.model.model.dynamic_vbars and dynamic.pages().pinned > 50:
+            training.append(dynamic.pages().pinned)
+            places.append([m.weight.data_ptr() for m in layers(dynamic.model) if hasattr(m, "_v")])
+
+    monkeypatch.setattr(comfy.sample, "sample", watched)
+    dataset = read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32)
+    plain, paged = run(dynamic, "plain", dataset, CONFIG, tmp_path), run(dynamic, "model", dataset, CONFIG, tmp_path, poll=poll)
+    assert len(drawing) == 6 and not any(drawing) and len({*training}) == 1 and len(training) >= 3
+    assert all(p == places[0] for p in places) and dynamic.pages().pinned == 0
+    alike(paged, plain)
+    assert paged.samples and [p.read_bytes() for p in paged.samples] == [p.read_bytes() for p in plain.samples]
     with torch.inference_mode():
         positive = dynamic.clip.encode_from_tokens_scheduled(dynamic.clip.tokenize("a red circle"))
         latents = torch.zeros(1, 4, 8, 8)
-        drawn = [comfy.sample.sample(patcher, comfy.sample.prepare_noise(latents, 1), 2, 2.0, "euler", "normal", positive, positive, latents, disable_pbar=True, seed=1)
+        drawn = [sample(patcher, comfy.sample.prepare_noise(latents, 1), 2, 2.0, "euler", "normal", positive, positive, latents, disable_pbar=True, seed=1)
                  for patcher in (dynamic.plain, dynamic.model)]
     torch.testing.assert_close(*drawn)
+
+
+def test_pages_that_do_not_come_back_after_a_sample(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else took the room meanwhile: the run goes on with what there is, and without what counts on all of it."""
+    import comfy.sample
+
+    blocks, sample, seen = Blocks("eager"), comfy.sample.sample, []
+    monkeypatch.setattr(attempts, "Blocks", lambda: blocks)
+
+    def taking(patcher: object, *args: object, **options: object) -> torch.Tensor:
+        if patcher is dynamic.model and blocks.compilations:
+            Pages.room = 4 * 2**20
+            dynamic.pages().free_memory(1e30)
+        return sample(patcher, *args, **options)
+
+    def progress(now: Progress) -> None:
+        if now.phase == "train":
+            seen.append((dynamic.pages().pinned, blocks.on))
+
+    dataset = read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32)
+    config = CONFIG.replace(train={"compile": "always", "steps": 5})
+    plain = run(dynamic, "plain", dataset, config.replace(train={"compile": "never"}), tmp_path)
+    monkeypatch.setattr(Pages, "room", Pages.room)
+    monkeypatch.setattr(comfy.sample, "sample", taking)
+    paged = run(dynamic, "model", dataset, config, tmp_path, progress=progress)
+    pins, on = zip(*seen)
+    assert on == (True, True, False, False, False) and 0 < pins[-1] < pins[0] and "no longer lie" in str(blocks.failed) and dynamic.pages().pinned == 0
+    alike(paged, plain)

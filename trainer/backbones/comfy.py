@@ -26,7 +26,7 @@ from ..layers import nf4, product
 from ..layers.compiled import Blocks
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from ..layers.recorded import Recorded
-from .comfy_resident import resident
+from .comfy_resident import Resident
 from .families import FAMILIES, Family
 from .identity import digest, parts_in
 from .protocol import Batch, Conditioning, Fetch, Weights, ask_in_groups, is_linear, join_contexts
@@ -210,6 +210,8 @@ class ComfyModel:
         self._dtype = torch.float32
         self._text_trained = False
         self._packed: nf4.Packed | None = None
+        self._resident: list[Resident] = []
+        self._faster: list[Blocks | Recorded] = []  # what counts on weights that lie on the device
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -291,7 +293,9 @@ class ComfyModel:
     def sample(self, positive: list, negative: list, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
         latents = torch.zeros(1, *shape)
         sampler, scheduler, steps = self.family.sampler
-        with held(self.patcher, self.clip.patcher) if self._text_trained else held(self.patcher):
+        with held(self.patcher, self.clip.patcher) if self._text_trained else held(self.patcher), ExitStack() as stack:
+            for resident in self._resident:  # the sampler and the VAE may need the room, and ComfyUI looks at every page that is pinned
+                stack.enter_context(resident.given_back(self._missed))
             found = comfy.sample.sample(self.patcher, comfy.sample.prepare_noise(latents, seed), steps, cfg or self.family.cfg, sampler, scheduler,
                                         positive, negative, latents, disable_pbar=True, seed=seed, callback=_poll)
             pixels = self.vae.decode(found)
@@ -349,7 +353,12 @@ class ComfyModel:
         with ExitStack() as stack:
             if not away and self._fits(text_encoders, room):
                 for prefix, root in self.modules(text_encoders).items():
-                    stack.enter_context(resident(root, self.device_of(prefix), _poll))
+                    resident = Resident(root, self.device_of(prefix))
+                    stack.callback(resident.release)
+                    resident.hold(_poll)
+                    self._resident.append(resident)
+                stack.callback(self._resident.clear)
+            self._faster = [one for one in (blocks, recorded) if one is not None]
             stack.enter_context(product.in_bf16(self.device.type == "cpu" and self._dtype == torch.bfloat16))
             self._text_trained = text_encoders
             if text_encoders:  # it is asked for at every encoding
@@ -369,6 +378,10 @@ class ComfyModel:
             if recorded is not None:
                 stack.enter_context(recorded.of(self.unet, self._lies_ready))
             yield
+
+    def _missed(self) -> None:
+        for faster in self._faster:
+            faster.stop("weights no longer lie on the device")
 
     def _lies_ready(self, layer: torch.nn.Module) -> bool:
         """Whether the layer's weight is on the device, as numbers, and what ComfyUI would compute with."""

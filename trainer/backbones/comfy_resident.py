@@ -14,14 +14,41 @@ import torch
 KINDS = "weight", "bias"
 
 
-@contextmanager
-def resident(root: torch.nn.Module, device: torch.device, poll: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """Inside, the layers below `root` hold their weights on the device as if they had been loaded there; gives how many do. What ComfyUI cannot keep
-    there, what it computes at every use (functions on weights) and what is quantized stays on demand. `poll` is called between them.
+class Resident:
+    """The layers below `root`, which hold their weights on the device as if they had been loaded there, from `hold` to `release`. What ComfyUI cannot keep
+    there, what it computes at every use (functions on weights) and what is quantized stays on demand.
 
-    To be entered outside inference mode, after the model was loaded, and before there is anything of ours in its tree."""
-    with ExitStack() as stack:
-        yield sum(_held(stack, layer, device, poll) for layer in root.modules())
+    For use after the model was loaded, and before there is anything of ours in its tree."""
+
+    def __init__(self, root: torch.nn.Module, device: torch.device) -> None:
+        self.device, self.count = device, 0
+        self._layers = list(root.modules())
+        self._held = ExitStack()
+
+    def hold(self, poll: Callable[[], None] = lambda: None) -> int:
+        """How many layers hold their weights now. `poll` is called between them; whatever it raises leaves none."""
+        with ExitStack() as stack, torch.inference_mode(False):
+            self.count = sum(_held(stack, layer, self.device, poll) for layer in self._layers)
+            self._held = stack.pop_all()
+        return self.count
+
+    def release(self) -> None:
+        """All is as it was, and ComfyUI may take the memory for something else."""
+        self._held.close()
+
+    @contextmanager
+    def given_back(self, missed: Callable[[], None]) -> Iterator[None]:
+        """Released inside, and held again afterwards, in the same place; `missed` is called where not all can be."""
+        before, now = self.count, 0
+        self.release()
+        try:
+            yield
+        finally:
+            try:
+                now = self.hold()
+            finally:
+                if now < before:
+                    missed()
 
 
 def _held(stack: ExitStack, layer: torch.nn.Module, device: torch.device, poll: Callable[[], None]) -> bool:
