@@ -57,7 +57,8 @@ CONVOLUTIONS = {  # (in, out, kernel), settings, (B, H, W); weights above LEAST_
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_convolution_as_a_product(name: str) -> None:
+def test_a_convolution_as_a_product(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "FEW_CELLS", conv.MOST_CELLS)
     torch.manual_seed(1)
     (inside, outside, kernel), settings, (b, h, w) = CONVOLUTIONS[name]
     layer = torch.nn.Conv2d(inside, outside, kernel, **settings).double().requires_grad_(False)
@@ -149,15 +150,31 @@ def test_how_torch_multiplies_is_changed_for_one_product_alone(monkeypatch: pyte
         assert not product.can_take(weight, x)
 
 
+@pytest.mark.parametrize("shape", [(8,), (2, 12), (1, 1, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_rows_times_a_large_weight(shape: tuple[int, ...], bias: bool) -> None:
+    """The weight as the product's first factor: the same numbers to rounding, in the same layout."""
+    torch.manual_seed(3)
+    layer, x = torch.nn.Linear(1024, 1030, bias=bias).requires_grad_(False), torch.randn(*shape, 1024)
+    assert product._is_few(x, layer.weight)
+    found, exact = product.linear(x, layer.weight, layer.bias), layer.double()(x.double())
+    assert found.is_contiguous() and found.shape == exact.shape
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    for other, weight in ((x, torch.randn(64, 1024)), (x.bfloat16(), torch.randn(1030, 1024).bfloat16()), (torch.randn(49, 1024), torch.randn(1030, 1024)),
+                          (torch.randn(7, 1024), torch.randn(1030, 1024)), (torch.randn(0, 1024), torch.randn(1030, 1024))):
+        assert not product._is_few(other, weight) and product.linear(other, weight, None).equal(F.linear(other, weight))
+
+
 def test_which_convolutions_are_products() -> None:
-    x = torch.randn(1, 160, 16, 16)
+    x, large = torch.randn(1, 160, 16, 16), torch.nn.Conv2d(1000, 1000, 3, padding=1)
     wide, one, grouped = torch.nn.Conv2d(160, 192, 3, padding=1), torch.nn.Conv2d(640, 640, 1), torch.nn.Conv2d(160, 320, 3, groups=1, dilation=2)
     assert not conv.as_product(wide, x.shape, x)  # not on demand
     with ExitStack() as stack:
-        for layer in (wide, one, grouped):
+        for layer in (wide, one, grouped, large):
             stack.enter_context(weights_on_demand(layer, fetch))
-        assert conv.as_product(wide, x.shape, x)
-        assert not conv.as_product(wide, (1, 160, 17, 16), x) and not conv.as_product(wide, (2, 160, 16, 16), x)  # more than 256 cells
+        assert conv.as_product(wide, (1, 160, 8, 8), x) and not conv.as_product(wide, x.shape, x) and not conv.as_product(wide, (2, 160, 8, 8), x)
+        assert conv.as_product(large, (1, 1000, 16, 16), x) and not conv.as_product(large, (1, 1000, 16, 15), x.bfloat16())  # 36 MB
+        assert not conv.as_product(large, (1, 1000, 17, 16), x) and not conv.as_product(large, (2, 1000, 16, 16), x)  # more than 256 cells
         assert not conv.as_product(wide, x.shape, x.half()) and not conv.as_product(wide, x.shape, x.to("meta"))
         assert not conv.as_product(wide, (1, 160, 4, 4), x.bfloat16()) and conv.as_product(wide, (1, 160, 2, 2), x.bfloat16())  # 69,120 values a cell
         assert conv.as_product(one, (1, 640, 8, 8), x) and conv.as_product(one, (1, 640, 16, 16), x.bfloat16())  # no windows to gather
@@ -324,7 +341,7 @@ def test_a_gated_projection(width: int, cells: int) -> None:
     with weights_on_demand(network, fetch), counted([x]) as kept:
         got = network(x)
     assert kept == [2 * 5 * 4 * (2 + cells)]  # the norm's two numbers a row
-    assert torch.equal(got, expected)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     grad = torch.randn_like(got)
     got.backward(grad)
     expected.backward(grad)
