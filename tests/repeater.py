@@ -13,10 +13,10 @@ from lora_loom.trainer.recording import ROOM, Recording
 
 
 class Repeater:
-    """why: what `warm` says. spoil: changes what a repetition gives, by its number."""
+    """why: what `warm` says. spoil: changes what a repetition gives, by its number. stale: the answer stays what it was when it was recorded."""
 
-    def __init__(self, why: str = "", spoil: Callable[[int, tuple], None] = lambda number, tensors: None) -> None:
-        self.why, self.spoil, self.warmed = why, spoil, 0
+    def __init__(self, why: str = "", spoil: Callable[[int, tuple], None] = lambda number, tensors: None, stale: bool = False) -> None:
+        self.why, self.spoil, self.stale, self.warmed = why, spoil, stale, 0
 
     def warm(self, function: Callable[[], object]) -> str:
         self.warmed += 1
@@ -31,13 +31,15 @@ class Repeater:
 
         @torch.enable_grad()
         def again() -> None:
+            if self.stale:
+                return
             live[0] = forward()
             answer.copy_(live[0].detach())
 
         def back() -> None:
             count[0] += 1
             with torch.enable_grad():
-                found = backward(live[0])
+                found = backward(live[0] if not self.stale else forward())
             for place, value in zip(gradients, found):
                 if place is not None:
                     place.copy_(value)

@@ -22,6 +22,7 @@ from lora_loom.trainer.data.folder import Dataset, read_dataset
 from lora_loom.trainer.hooks import Hooks, Progress
 from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.layers import recorded as layers
+from lora_loom.trainer.layers.compiled import GONE
 from lora_loom.trainer.layers.recorded import Recorded
 from lora_loom.trainer.recording import FAILED, HERE, LEAST, MEMORY, ROOM, SLOWER, Recording
 
@@ -160,7 +161,7 @@ def test_gradients_that_add_up_are_not_written_over(network: Network, several: b
         assert right == several  # what it is for
 
 
-@pytest.mark.parametrize("fault", ["another gradient", "no number", "a gradient left out", "waits", "breaks", "memory"])
+@pytest.mark.parametrize("fault", ["another gradient", "no number", "a gradient left out", "a stale answer", "waits", "breaks", "memory"])
 def test_a_recording_that_is_not_the_network_is_not_used(network: Network, fault: str) -> None:
     expected = [asked(network, seed) for seed in range(3)]
 
@@ -176,7 +177,7 @@ def test_a_recording_that_is_not_the_network_is_not_used(network: Network, fault
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    recorded = recorded_here(Repeater("a layer waits for the device" if fault == "waits" else "", spoil))
+    recorded = recorded_here(Repeater("a layer waits for the device" if fault == "waits" else "", spoil, fault == "a stale answer"))
     with recorded.of(network, lambda layer: True):
         recorded.on = True
         assert all(same(asked(network, seed), expected[seed]) for seed in range(3))
@@ -373,6 +374,17 @@ def test_a_recording_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) ->
     clock.recorded.stop("no")
     clock.steps(20, 0.1)
     assert clock.events[1:] == [("compiling", 8, FAILED)] and clock.recorded.failed == "no"
+
+
+def test_weights_that_leave_the_device_later_are_told_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    clock.steps(7, 0.1)
+    clock.steps(1, 3.0, recordings=1)
+    clock.steps(9, 0.04)
+    assert clock.recording.settled
+    clock.recorded.stop(GONE)
+    clock.steps(5, 0.1)
+    assert clock.events[1:] == [("compiling", 18, MEMORY)] and clock.recording.notes() == []
 
 
 # ---------------------------------------------------------------- how a CUDA device is asked

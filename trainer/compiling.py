@@ -10,12 +10,13 @@ import torch
 from torch.utils.checkpoint import CheckpointError
 
 from .hooks import Hooks, Progress
-from .layers.compiled import SHAPES, Blocks, in_short, of_the_compiler
+from .layers.compiled import GONE, SHAPES, Blocks, in_short, of_the_compiler
 
 SAVED = 0.12  # of a step, at the least: others measured 14 to 35 % on GPUs
 MORE = 1.6  # times as much as a step holds otherwise: SD1.5 kept 285 MiB for backward instead of 185 (bench/RESULTS.md)
 EACH = 15.0  # seconds that a compilation takes, forward and backward
 FASTER = 0.98  # of a step as it was: a gain below that is chance
+MEMORY = "blocks are no longer compiled: memory ran out"
 FAILED = "blocks are no longer compiled: the compiler failed"
 SLOWER = "blocks are no longer compiled: steps did not become faster"
 TOO_LONG = "blocks are no longer compiled: compiling takes longer than it can save"
@@ -75,7 +76,7 @@ class Compiling:
             return False
         self._over = True
         blocks.stop(in_short(error))
-        self._say(step, "blocks are no longer compiled: memory ran out" if memory else FAILED)
+        self._say(step, MEMORY if memory else FAILED)
         return True
 
     def notes(self) -> list[str]:
@@ -91,7 +92,7 @@ class Compiling:
     def _decide(self, now: Progress) -> None:
         blocks = self.blocks
         if len(blocks.failed) > self._told and not self._over:
-            self._say(now.step, PARTLY if blocks.usable else FAILED)
+            self._say(now.step, MEMORY if GONE in blocks.failed.values() else PARTLY if blocks.usable else FAILED)
         self._told = len(blocks.failed)
         if self._judged:
             return

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .hooks import Hooks, Progress
+from .layers.compiled import GONE
 from .layers.recorded import Recorded
 
 ROOM = 2.5  # times what a step takes: a recording holds that much for itself, between steps too
@@ -31,7 +32,7 @@ class Recording:
         self.before: list[float] = []  # seconds a step, as it was and recorded
         self.after: list[float] = []
         self.settled = False  # whether the steps are as they will be
-        self._left, self._known, self._fits = time.monotonic(), 0, False
+        self._left, self._known, self._fits, self._over = time.monotonic(), 0, False, False
 
     def begin(self, room: float | None) -> None:
         """Before the first step of an attempt. room: how many times what a step takes is free; None where nobody knows."""
@@ -70,10 +71,10 @@ class Recording:
         return [f"CUDA graphs made a step {self._step(self.before) / self._step(self.after):.2f} times as fast"]
 
     def _decide(self, now: Progress) -> None:
-        if self.settled:
+        if self.recorded.failed and not self._over:
+            self._stop(now.step, MEMORY if self.recorded.failed == GONE else FAILED)
+        elif self.settled:
             return
-        if self.recorded.failed:
-            self._stop(now.step, FAILED)
         elif not self.recorded.on:
             if len(self.before) >= self.timed:
                 self.recorded.on = now.total - now.step >= LEAST * self.sizes
@@ -86,7 +87,7 @@ class Recording:
                 self._stop(now.step, SLOWER)
 
     def _stop(self, step: int, why: str) -> None:
-        self.settled = True
+        self.settled = self._over = True
         self.recorded.stop(self.recorded.failed or why)
         self._say(step, why)
 

@@ -316,7 +316,7 @@ def test_pages_that_do_not_come_back_after_a_sample(dynamic: SimpleNamespace, ci
     """Something else took the room meanwhile: the run goes on with what there is, and without what counts on all of it."""
     import comfy.sample
 
-    blocks, sample, seen = Blocks("eager"), comfy.sample.sample, []
+    blocks, sample, seen, said = Blocks("eager"), comfy.sample.sample, [], []
     monkeypatch.setattr(attempts, "Blocks", lambda: blocks)
 
     def taking(patcher: object, *args: object, **options: object) -> torch.Tensor:
@@ -329,12 +329,15 @@ def test_pages_that_do_not_come_back_after_a_sample(dynamic: SimpleNamespace, ci
         if now.phase == "train":
             seen.append((dynamic.pages().pinned, blocks.on))
 
+    def event(name: str, facts: dict) -> None:
+        said.extend([facts["change"]] if name == "compiling" else [])
+
     dataset = read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32)
     config = CONFIG.replace(train={"compile": "always", "steps": 5})
     plain = run(dynamic, "plain", dataset, config.replace(train={"compile": "never"}), tmp_path)
     monkeypatch.setattr(Pages, "room", Pages.room)
     monkeypatch.setattr(comfy.sample, "sample", taking)
-    paged = run(dynamic, "model", dataset, config, tmp_path, progress=progress)
+    paged = run(dynamic, "model", dataset, config, tmp_path, progress=progress, event=event)
     pins, on = zip(*seen)
-    assert on == (True, True, False, False, False) and 0 < pins[-1] < pins[0] and "no longer lie" in str(blocks.failed) and dynamic.pages().pinned == 0
+    assert on == (True, True, False, False, False) and 0 < pins[-1] < pins[0] and said == ["blocks are no longer compiled: memory ran out"] and dynamic.pages().pinned == 0
     alike(paged, plain)

@@ -23,7 +23,7 @@ import torch.utils.checkpoint
 from ..devices import fast_in_bf16, onto
 from ..errors import LoomError
 from ..layers import nf4, product
-from ..layers.compiled import Blocks
+from ..layers.compiled import GONE, Blocks
 from ..layers.on_demand import replaced_forward, weights_on_demand
 from ..layers.recorded import Recorded
 from .comfy_resident import Resident
@@ -381,7 +381,7 @@ class ComfyModel:
 
     def _missed(self) -> None:
         for faster in self._faster:
-            faster.stop("weights no longer lie on the device")
+            faster.stop(GONE)
 
     def _lies_ready(self, layer: torch.nn.Module) -> bool:
         """Whether the layer's weight is on the device, as numbers, and what ComfyUI would compute with."""

@@ -19,6 +19,7 @@ from .on_demand import replaced, replaced_forward, usable
 SHAPES = 64  # of one kind of block, at most: each is compiled by itself
 # Drawn as the layers themselves would; and no copies of convolutions' weights in another layout, which would be kept for backward.
 INDUCTOR = {"fallback_random": True, "layout_optimization": False}
+GONE = "weights no longer lie on the device"
 _log = logging.getLogger("lora_loom")
 
 
