@@ -3,13 +3,15 @@
     pip install websocket-client
     python queue_training.py my_pictures --checkpoint v1-5-pruned.safetensors --steps 1000 --name my_lora
 
-`my_pictures` is a folder in ComfyUI's input. Ctrl-C stops the training and keeps what it has learned.
+`my_pictures` is a folder in ComfyUI's input. Ctrl-C stops the training and keeps what it has learned; again, it ends this program alone.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -59,14 +61,29 @@ def stop(server: str, prompt_id: str, run: str) -> None:
         sys.exit("taken out of the queue: the training had not begun")
 
 
-def follow(server: str, wire: websocket.WebSocket, prompt_id: str) -> dict:
+def noticed() -> threading.Event:
+    """Set by Ctrl-C, which breaks nothing off by itself; a second one ends the program."""
+    pressed = threading.Event()
+
+    def first(*_) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, first)
+    return pressed
+
+
+def follow(server: str, wire: websocket.WebSocket, prompt_id: str, pressed: threading.Event) -> dict:
     """Prints how it goes until it is over; Ctrl-C stops it. Returns what the last event says."""
     run, last = "", {}
+    wire.settimeout(0.5)
     while True:
+        if pressed.is_set():
+            pressed.clear()
+            stop(server, prompt_id, run)
         try:
             message = wire.recv()
-        except KeyboardInterrupt:
-            stop(server, prompt_id, run)
+        except websocket.WebSocketTimeoutException:
             continue
         if isinstance(message, bytes):  # previews
             continue
@@ -115,8 +132,9 @@ def main() -> None:
     given.resolution = given.resolution or (512 if given.checkpoint else 64)
     client = uuid.uuid4().hex
     wire = websocket.create_connection(f"ws://{given.server}/ws?clientId={client}")
+    pressed = noticed()
     prompt_id = ask(given.server, "/prompt", {"prompt": graph(given), "client_id": client})["prompt_id"]
-    end = follow(given.server, wire, prompt_id)
+    end = follow(given.server, wire, prompt_id, pressed)
     wire.close()
     if not end.get("run"):
         sys.exit("the training did not begin")
