@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_loom.trainer import recording
+from lora_loom.trainer import attempts, devices, recording
 from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.config import LoomConfig
 from lora_loom.trainer.data.folder import Dataset, read_dataset
@@ -283,6 +283,26 @@ def test_runs_that_it_is_not_for(model: backbone.DiffusersModel, dataset: Datase
     """What draws within the network, is trained outside it, or runs in parts."""
     run(model, dataset, CONFIG.replace(**options), tmp_path)
     assert not any(one.recorded.recordings for one in made)
+
+
+@pytest.mark.parametrize("device, hip, allocator, why", [("cuda", None, "native", None), ("cuda", None, "cudaMallocAsync", devices.NATIVE),
+                                                         ("cuda", "7.1", "native", ""), ("cpu", None, "native", "")])
+def test_where_recordings_are_not_safe(monkeypatch: pytest.MonkeyPatch, device: str, hip: str | None, allocator: str, why: str | None) -> None:
+    """ComfyUI's default allocator ends the process where a recording breaks off."""
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: allocator)
+    assert devices.why_not_recorded(torch.device(device)) == why
+
+
+@pytest.mark.parametrize("compiled", ["auto", "always"])
+def test_who_asks_for_everything_is_told_what_there_is_not(
+        model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: str) -> None:
+    made = []
+    monkeypatch.setattr(attempts, "why_not_recorded", lambda device: devices.NATIVE)
+    monkeypatch.setattr(attempts, "Recording", lambda *given: made.append(given))
+    monkeypatch.setattr(attempts.Attempts, "_compiling", lambda self: None)
+    report = run(model, dataset, CONFIG.replace(train={"compile": compiled, "steps": 2}), tmp_path).report
+    assert not made and (devices.NATIVE in report) == (compiled == "always")
 
 
 def test_batches_of_two_sizes_are_two_recordings(model: backbone.DiffusersModel, circles: Callable[..., Path], tmp_path: Path, made: list[Recording]) -> None:

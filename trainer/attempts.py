@@ -19,7 +19,7 @@ from .data.batches import batches, epoch_length
 from .data.cache import FOLDER, Cache
 from .data.dataset import Dataset
 from .data.encoding import encode
-from .devices import capped, compiles_by_itself
+from .devices import capped, compiles_by_itself, why_not_recorded
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
@@ -57,6 +57,7 @@ class Attempts:
         self.pictures = Samples(model, dataset, config.samples, saver.run, log, hooks, live_text).shaped(self.encoded)
         model.release_encoders(text_encoders=not live_text)
         self.sizes, self.epoch = self._sizes()
+        self.unrecorded = why_not_recorded(model.device)
         self.recording = self._recording()
         self.compiling = self._compiling()
 
@@ -93,6 +94,7 @@ class Attempts:
         """What the report says beside the state."""
         notes = [f"So that it fits into memory, these were changed: {', '.join(self.changes)}"] if self.changes else []
         notes += [note for faster in (self.recording, self.compiling) if faster for note in faster.notes()]
+        notes += [self.unrecorded] if self.unrecorded and self.config.train.compile == "always" else []
         return notes + ([f"Samples ended early: {self.pictures.failure}"] if self.pictures.failure else [])
 
     def _sizes(self) -> tuple[int, int]:
@@ -108,7 +110,7 @@ class Attempts:
     def _recording(self) -> Recording | None:
         """Where the device does the same at every step: few shapes, and nothing that is drawn within the network."""
         train, adapter = self.config.train, self.config.adapter
-        if self.model.device.type != "cuda" or train.compile == "never" or train.plain_layers or train.in_nf4 or self.sizes > SHAPES \
+        if self.unrecorded is not None or train.compile == "never" or train.plain_layers or train.in_nf4 or self.sizes > SHAPES \
                 or adapter.dropout or adapter.module_dropout or adapter.train_text_encoder:
             return None
         recorded = Recorded(train.gradient_accumulation_steps > 1, lambda: bool(self.compiling and self.compiling.blocks.on))

@@ -60,6 +60,23 @@ def compiles_by_itself(device: Any) -> bool:
     return has_triton()
 
 
+NATIVE = ("Steps were not recorded as CUDA graphs, for which torch must manage the GPU's memory by itself: start ComfyUI with --disable-cuda-malloc, "
+          "or set compile to never or auto")
+
+
+def why_not_recorded(device: Any) -> str | None:
+    """Why CUDA graphs are not safe on that device, "" where that goes without saying; None where they are.
+
+    Under cudaMallocAsync, ComfyUI's default, what is allocated within a recording is the graph's own: where one breaks off, giving it back is an error
+    in a destructor, which ends the process, and graphs that are gone keep their memory. ROCm's graphs were never tried.
+    """
+    import torch
+
+    if device.type != "cuda" or torch.version.hip:
+        return ""
+    return None if torch.cuda.get_allocator_backend() == "native" else NATIVE
+
+
 def free_memory(device: Any) -> int | None:
     """Bytes that torch may still take there; None where nobody knows."""
     import torch
