@@ -97,6 +97,25 @@ def test_a_convolution_as_a_product_in_bf16(name: str, held: torch.dtype, monkey
         assert (mine.double() - reference).norm() <= 1e-2 * reference.norm()
 
 
+@pytest.mark.parametrize("sizes", [(16, 2), (8, 1), (3, 2)], ids=str)
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_column_of_cells_in_bf16(sizes: tuple[int, int], rank: int) -> None:
+    """What SD1.5 makes of pictures 64 pixels wide: torch's own convolution gives something else there on CPUs with AMX."""
+    torch.manual_seed(1)
+    layer = torch.nn.Conv2d(64, 32, 3, stride=2, padding=1).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 64, *sizes).bfloat16().requires_grad_()
+    branch = [torch.randn(rank, 64, 3, 3, requires_grad=True), torch.randn(32, rank, 1, 1, requires_grad=True)] if rank else []
+    exact = [t.detach().double().requires_grad_() for t in (x, *branch)]
+    expected = F.conv2d(exact[0], layer.weight.double(), layer.bias.double(), 2, 1)
+    if rank:
+        expected = expected + 0.5 * F.conv2d(F.conv2d(exact[0], exact[1], None, 2, 1), exact[2])
+    with weights_on_demand(layer, fetch):
+        got = low_rank(x, layer, *branch, 0.5) if rank else layer(x)
+        found = torch.autograd.grad(got, [x, *branch[1:]], torch.ones_like(got))
+    for mine, reference in zip((got, *found), (expected, *torch.autograd.grad(expected, [exact[0], *exact[2:]], torch.ones_like(expected)))):
+        assert (mine.double() - reference).norm() <= 1e-2 * reference.norm()
+
+
 @contextmanager
 def as_it_lies(layer: torch.nn.Module, like: torch.Tensor):
     """As ComfyUI's backbone hands weights out on a CPU in bf16: those that it can multiply with as they are."""

@@ -21,7 +21,11 @@ def as_product(layer: torch.nn.Conv2d, shape: torch.Size, like: torch.Tensor) ->
     """Whether that layer, on demand and not plain (on_demand.py), is faster as a matrix product on an input of that shape (B, C, H, W)."""
     if "loom_fetch" not in layer.__dict__ or like.device.type != "cpu" or not like.is_floating_point() or like.dtype == torch.float16 or len(shape) != 4:
         return False
-    if layer.groups != 1 or layer.dilation != (1, 1) or layer.weight.numel() < LEAST_WEIGHT:
+    if layer.groups != 1 or layer.dilation != (1, 1):
+        return False
+    if wrong_in_torch(layer, shape, like):
+        return True
+    if layer.weight.numel() < LEAST_WEIGHT:
         return False
     rows, columns = _sides(layer, shape)
     cells = shape[0] * rows * columns
@@ -32,6 +36,15 @@ def as_product(layer: torch.nn.Conv2d, shape: torch.Size, like: torch.Tensor) ->
     if like.dtype == torch.bfloat16:
         return layer.weight.numel() >= LEAST_IN_BF16 * cells
     return cells <= FEW_CELLS or layer.weight.numel() * like.dtype.itemsize > LARGE_WEIGHT
+
+
+def wrong_in_torch(layer: torch.nn.Conv2d, shape: torch.Size, like: torch.Tensor) -> bool:
+    """Whether torch's own convolution gives something else: its steps are wider than one cell, the output is one cell wide, and oneDNN takes the CPU's
+    AMX instructions for bf16 (seen in torch 2.11): SD1.5's last one on pictures 64 pixels wide."""
+    if like.device.type != "cpu" or like.dtype != torch.bfloat16 or layer.stride[1] == 1 or len(shape) != 4:
+        return False
+    rows, columns = _sides(layer, shape)
+    return rows > 0 and columns == 1
 
 
 def _sides(layer: torch.nn.Conv2d, shape: torch.Size) -> tuple[int, int]:
