@@ -33,6 +33,7 @@ from .samples import Samples
 from .state import State, Written
 from .validation import TIMES, Validation
 
+NEITHER = "Nothing was compiled or recorded: plain_layers and a base model in nf4 run as they are"
 _log = logging.getLogger("lora_loom")
 
 
@@ -94,7 +95,8 @@ class Attempts:
         """What the report says beside the state."""
         notes = [f"So that it fits into memory, these were changed: {', '.join(self.changes)}"] if self.changes else []
         notes += [note for faster in (self.recording, self.compiling) if faster for note in faster.notes()]
-        notes += [self.unrecorded] if self.unrecorded and self.config.train.compile == "always" else []
+        if self.config.train.compile == "always":
+            notes += [NEITHER] if self.compiling is None else [self.unrecorded] if self.unrecorded else []
         return notes + ([f"Samples ended early: {self.pictures.failure}"] if self.pictures.failure else [])
 
     def _sizes(self) -> tuple[int, int]:
