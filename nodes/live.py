@@ -173,10 +173,19 @@ def find(run: str) -> Training:
     raise LoomError(f"run {run!r} does not train in this server now: choose one that does")
 
 
+def _paged() -> int:
+    """Bytes that dynamic VRAM counts, torch's and the pages of models beside them; 0 where there is none."""
+    if not getattr(getattr(comfy, "memory_management", None), "aimdo_enabled", False):
+        return 0
+    import comfy_aimdo.control
+
+    return comfy_aimdo.control.get_total_vram_usage()
+
+
 def _memory() -> dict[str, Any]:
     """{device, used, total}, bytes: what this process holds on the GPU, or in memory where there is none."""
     device = comfy.model_management.get_torch_device()
     total = comfy.model_management.get_total_memory(device)
     if device.type == "cuda":
-        return {"device": "GPU", "used": torch.cuda.memory_reserved(device), "total": total}
+        return {"device": "GPU", "used": max(torch.cuda.memory_reserved(device), _paged()), "total": total}
     return {"device": "RAM", "used": psutil.Process().memory_info().rss, "total": total}

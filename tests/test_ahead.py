@@ -160,15 +160,28 @@ def test_a_resumed_run_ends_as_one_that_was_never_broken_off(told: Callable, tmp
     assert weights(resumed, "toy") == weights(whole, "whole")
 
 
-def test_memory_that_runs_out_costs_no_step(told: Callable) -> None:
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")], ids=["torch", "the driver", "a library"])
+def test_memory_that_runs_out_costs_no_step(told: Callable, error: Exception) -> None:
     def full(call: int, answer: torch.Tensor) -> torch.Tensor:
         if call == 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
         return answer
 
     apart, ahead = told(CONFIG.replace(adapter={"dropout": 0.0}), full)
     assert apart == ahead and apart["steps"] == [1, 2, 3, 4, 5, 6] and "out of memory" in apart["events"]
     assert "gradient checkpointing in every second block" in apart["report"]
+
+
+def test_memory_that_no_cheaper_way_has(told: Callable) -> None:
+    def full(call: int, answer: torch.Tensor) -> torch.Tensor:
+        if call >= 4:
+            raise RuntimeError("CUDA error: out of memory")
+        return answer
+
+    apart, ahead = told(CONFIG.replace(adapter={"dropout": 0.0}), full)
+    assert apart["error"] == ahead["error"] and "the GPU ran out of memory" in apart["error"] and "toy.safetensors" in apart["files"]
 
 
 def test_an_error_in_a_hook_keeps_what_was_learned(told: Callable) -> None:

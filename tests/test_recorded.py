@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from lora_loom.trainer.job import Result, train
 from lora_loom.trainer.layers import recorded as layers
 from lora_loom.trainer.layers.compiled import GONE
 from lora_loom.trainer.layers.recorded import Recorded
+from lora_loom.trainer.objective import Objective
 from lora_loom.trainer.recording import FAILED, HERE, LEAST, MEMORY, ROOM, SLOWER, Recording
 
 
@@ -315,6 +317,33 @@ def test_batches_of_two_sizes_are_two_recordings(model: backbone.DiffusersModel,
     assert result.losses == pytest.approx(never.losses, rel=1e-4)
 
 
+def test_a_part_of_a_step_leaves_no_graph_to_the_next(
+        model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, made: list[Recording], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its nodes belong to the stream of whoever asked, and would break off a recording that meets them."""
+    graphs, alive, forward = [], [], layers._Replay.forward
+
+    def asked(ctx: Any, held: Any, *given: Any) -> torch.Tensor:
+        gc.collect()
+        alive.append(any(graph() is not None for graph in graphs))
+        token = given[0]
+        graphs.append(weakref.ref(token))
+        return forward(ctx, held, *given)
+
+    objective = Objective.__call__
+
+    def watched(self: Objective, *given: Any) -> torch.Tensor:
+        loss = objective(self, *given)
+        node = loss.grad_fn
+        node.metadata["mine"] = mark = type("Mark", (), {})()
+        graphs.append(weakref.ref(mark))
+        return loss
+
+    monkeypatch.setattr(Objective, "__call__", watched)
+    monkeypatch.setattr(layers._Replay, "forward", staticmethod(asked))
+    run(model, dataset, CONFIG.replace(train={"gradient_accumulation_steps": 3, "steps": 10}), tmp_path)
+    assert made[0].recorded.recordings == 1 and len(alive) > 3 and not any(alive)
+
+
 def test_memory_that_runs_out_beside_a_recording_costs_the_recording_first(
         model: backbone.DiffusersModel, dataset: Dataset, tmp_path: Path, made: list[Recording], monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[tuple] = []
@@ -451,7 +480,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     seen.wait_stream = lambda other: None
     for name, value in names.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda index, pool: seen.calls.append((index, pool)), raising=False)
+    seen.ended = False  # whether torch could end the recording itself
+
+    def end(index: int, pool: str) -> None:
+        if seen.ended:
+            raise RuntimeError("not currently recording to mempool_id")
+        seen.calls.append(("end", index, pool))
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda index, pool: seen.calls.append(("release", index, pool)), raising=False)
     seen.recorder = layers.Cuda(device)
     return seen
 
@@ -474,8 +511,11 @@ def test_forward_and_backward_are_recorded_one_after_the_other(cuda: SimpleNames
     assert cuda.calls[4:] == ["replay", "replay"] and torch.equal(found.gradients[0], torch.full((3,), 2.0))
 
 
-def test_a_recording_that_breaks_off_leaves_torch_as_it_was(cuda: SimpleNamespace) -> None:
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_recording_that_breaks_off_leaves_torch_as_it_was(cuda: SimpleNamespace, ended: bool) -> None:
+    """What torch gave back itself is not given back twice: others may hold it."""
+    cuda.ended = ended
     cuda.breaks = RuntimeError("operation failed due to a previous error during capture")
     with pytest.raises(RuntimeError, match="previous error"):
         cuda.recorder.record(lambda: torch.ones(1), lambda answer: ())
-    assert cuda.calls == ["begin", (0, "pool"), "spare"] and cuda.stream == "caller's"
+    assert cuda.calls == ["begin", *([] if ended else [("end", 0, "pool"), ("release", 0, "pool")]), "spare"] and cuda.stream == "caller's"

@@ -19,7 +19,7 @@ from .data.batches import batches, epoch_length
 from .data.cache import FOLDER, Cache
 from .data.dataset import Dataset
 from .data.encoding import encode
-from .devices import capped, compiles_by_itself, why_not_recorded
+from .devices import capped, compiles_by_itself, out_of_memory, why_not_recorded
 from .errors import LoomError
 from .fitting import Fitting
 from .hooks import Hooks, Progress
@@ -78,7 +78,9 @@ class Attempts:
                 if self.saver.path is not None:
                     raise LoomError(f"{error}.{self._kept()}", error.fix) from error
                 raise
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
                 config, pixels = self.config, self.dataset.resolution
                 within = f" within memory_budget {config.train.memory_budget:g} GB" if config.train.memory_budget else ""
                 raise LoomError(f"the GPU ran out of memory{within} at batch_size {config.train.batch_size}, "
@@ -147,7 +149,7 @@ class Attempts:
             with capped(self.model.device, self._cap(needs)):
                 self._loop(objective, fitting)
         except BaseException as error:
-            again = self._after(error, cheaper, fitting, needs)
+            again = self._after(torch.OutOfMemoryError(str(error)) if out_of_memory(error) else error, cheaper, fitting, needs)
             if again is None:
                 self.saver.finish(state)
                 raise

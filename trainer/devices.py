@@ -4,7 +4,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .errors import LoomError
@@ -88,6 +88,21 @@ def free_memory(device: Any) -> int | None:
     except ImportError:
         return None
     return psutil.virtual_memory().available
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has a type for that, but what a library or the driver lacks comes as another. Such an error is cleared."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    words = str(error).lower()
+    if not isinstance(error, RuntimeError) or not any(word in words for word in ("out of memory", "alloc_failed")):
+        return False
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):
+            torch.cuda.synchronize()
+    return True
 
 
 def onto(tensor: Any, device: Any, dtype: Any = None) -> Any:

@@ -103,6 +103,7 @@ class _Steps:
                 loss = self.objective(part) * (share / accumulation)
                 loss.backward()
                 losses.append(loss.detach())
+                del loss  # and its graph, which must not live on into the next part
         norm = torch.nn.utils.clip_grad_norm_(state.parameters, self.config.optim.max_grad_norm or math.inf)
         return torch.stack([*(loss.to(norm) for loss in losses), norm])
 

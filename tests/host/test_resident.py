@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ class Pages:
     gives_way = False  # whether what is not pinned makes room for others; whoever still looks at it finds no numbers
 
     def __init__(self, size: int, device: int) -> None:
+        self.mark = math.inf  # what lies behind it had to give way, and stays out until the model is loaded anew
         self.memory: dict[int, torch.Tensor] = {}
         self.serial: dict[int, int] = {}
         self.pins: Counter[int] = Counter()
@@ -38,6 +40,8 @@ class Pages:
         return self, self.offset - size, size
 
     def fault(self, place: int, size: int) -> bytes | None:
+        if place + size > self.mark:
+            return None
         if place not in self.memory:
             for other in [p for p in self.memory if self.gives_way and not self.pins[p]]:
                 if self.loaded_size() + size > self.room:
@@ -52,6 +56,8 @@ class Pages:
     def unpin(self, place: int, size: int) -> None:
         self.pins[place] -= 1
         assert self.pins[place] >= 0
+        if place >= self.mark and not self.pins[place]:
+            self.memory.pop(place, None)
 
     def loaded_size(self) -> int:
         return sum(t.numel() for t in self.memory.values())
@@ -61,7 +67,14 @@ class Pages:
         return sum(self.memory.pop(place).numel() for place in gone)
 
     def prioritize(self) -> None:
-        pass
+        self.mark = math.inf
+
+    def give_way(self, size: int) -> None:
+        """To something else on the device: the last pages go first, and pinned ones count without going."""
+        for place in sorted(self.memory, reverse=True):
+            if size > 0:
+                self.mark = place
+                size -= 0 if self.pins[place] else self.memory.pop(place).numel()
 
     @property
     def pinned(self) -> int:
@@ -312,6 +325,88 @@ def test_a_run_with_samples(dynamic: SimpleNamespace, circles: Callable[..., Pat
     torch.testing.assert_close(*drawn)
 
 
+@pytest.mark.parametrize("when", ["while it draws", "while it trains"])
+def test_pages_that_had_to_give_way_come_back(
+        dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """The room is free again after the sample: all is held as before, and the sampler itself found all of it."""
+    import comfy.sample
+
+    blocks, sample, seen, there = Blocks("eager"), comfy.sample.sample, [], []
+    monkeypatch.setattr(attempts, "Blocks", lambda: blocks)
+
+    def drawn(patcher: object, *args: object, **options: object) -> torch.Tensor:
+        there.append(dynamic.pages().loaded_size())
+        found = sample(patcher, *args, **options)
+        if blocks.compilations and when == "while it draws":
+            dynamic.pages().give_way(3 * 2**20)
+        return found
+
+    def progress(now: Progress) -> None:
+        if now.phase == "train":
+            if when == "while it trains":
+                dynamic.pages().give_way(3 * 2**20)
+            seen.append((dynamic.pages().pinned, blocks.on))
+
+    monkeypatch.setattr(comfy.sample, "sample", drawn)
+    dataset = read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32)
+    run(dynamic, "model", dataset, CONFIG.replace(train={"compile": "always", "steps": 7}), tmp_path, progress=progress)
+    assert len({*seen}) == 1 and seen[0][0] > 50 and seen[0][1] and not blocks.failed
+    assert len(there) == 5 and len({*there}) == 1  # a base picture, and those of steps 2, 4, 6 and 7
+
+
+def test_what_gives_way_counts_as_free(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other models' pages, and this one's own where the base model is to be off the device."""
+    import comfy.model_management as manage
+
+    loom = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae)
+    gradients(loom)
+    own = dynamic.pages().loaded_size()
+    assert own > 10 * 2**20
+    other = SimpleNamespace(is_dynamic=lambda: True, load_device=DEVICE, _vbar_get=lambda: SimpleNamespace(loaded_size=lambda: 7 * 2**20))
+    monkeypatch.setattr(manage, "get_free_memory", lambda *_, torch_free_too=False: (2**30, 2**30) if torch_free_too else 2**30)
+    base = dynamic.model.loaded_size()
+    for elsewhere, more in (([], 0), ([SimpleNamespace(model=other)], 7 * 2**20)):
+        with monkeypatch.context() as patch:
+            patch.setattr(manage, "current_loaded_models", [*manage.current_loaded_models, *elsewhere])
+            assert loom.memory() == (base, 2**30 + more)
+            loom._away = True
+            assert loom.memory() == (0, 2**30 + more + own)
+            loom._away = False
+
+
+def test_a_budget_below_a_model_whose_pages_are_resident(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path) -> None:
+    loom = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae)
+    gradients(loom)  # as after a picture was made
+    loom.can_offload, said = True, []
+    config = CONFIG.replace(samples={"sample_steps": 0}, train={"memory_budget": 0.008})
+    assert dynamic.pages().loaded_size() > 0.008 * 2**30
+    with torch.inference_mode():
+        train(loom, read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32), config, loras_folder=tmp_path / "loras",
+              runs_folder=tmp_path / "runs", hooks=Hooks(event=lambda name, facts: said.append(facts.get("change"))))
+    assert "base model kept off the device" in said
+
+
+def test_prompts_are_encoded_beside_a_model_that_is_trained(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that somebody asks for in the middle: the text encoder comes back, and must not drive out what has adapters in it."""
+    import comfy.model_management as manage
+
+    loom, seen, load = dynamic.open(dynamic.plain, dynamic.clip, dynamic.vae), [], manage.load_models_gpu
+    known = lambda: any(loaded.model is dynamic.plain for loaded in manage.current_loaded_models)
+
+    def loading(models: list, *args: object, **options: object) -> None:
+        seen.append(known())
+        load(models, *args, **options)
+
+    def look() -> None:
+        monkeypatch.setattr(manage, "load_models_gpu", loading)
+        loom.encode_prompts(["a circle"])
+
+    gradients(loom, look)
+    assert seen == [False] and known()
+    loom.encode_prompts(["a circle"])
+    assert seen == [False, True]
+
+
 def test_pages_that_do_not_come_back_after_a_sample(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something else took the room meanwhile: the run goes on with what there is, and without what counts on all of it."""
     import comfy.sample
@@ -341,3 +436,18 @@ def test_pages_that_do_not_come_back_after_a_sample(dynamic: SimpleNamespace, ci
     pins, on = zip(*seen)
     assert on == (True, True, False, False, False) and 0 < pins[-1] < pins[0] and said == ["blocks are no longer compiled: memory ran out"] and dynamic.pages().pinned == 0
     alike(paged, plain)
+
+
+def test_the_panel_counts_pages_too(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.memory_management
+    import comfy.model_management as manage
+    import comfy_aimdo.control
+    from lora_loom.nodes import live
+
+    monkeypatch.setattr(manage, "get_torch_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(manage, "get_total_memory", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
+    monkeypatch.setattr(comfy_aimdo.control, "get_total_vram_usage", lambda: 70)
+    for paging, used in ((True, 70), (False, 30)):
+        monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", paging)
+        assert live._memory() == {"device": "GPU", "used": used, "total": 100}

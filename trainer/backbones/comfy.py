@@ -5,7 +5,7 @@ The base weights stay where ComfyUI holds them: no copy, no alias, no change. Se
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 
@@ -172,6 +172,11 @@ def held(*patchers) -> Iterator[None]:
         manage.current_loaded_models.extend(kept)
 
 
+def _vbar(patcher):
+    """What pages that model's weights in on its device (dynamic VRAM); None where nothing does."""
+    return patcher._vbar_get() if getattr(patcher, "is_dynamic", lambda: False)() and hasattr(patcher, "_vbar_get") else None
+
+
 def _poll(*_) -> None:
     """Between a sampler's steps: older ComfyUIs look for an interrupt nowhere else."""
     comfy.model_management.throw_exception_if_processing_interrupted()
@@ -208,7 +213,7 @@ class ComfyModel:
         self.device = torch.device(model.load_device)
         self.can_offload = self.device.type != "cpu"
         self._dtype = torch.float32
-        self._text_trained = False
+        self._text_trained = self._running = self._away = False
         self._packed: nf4.Packed | None = None
         self._resident: list[Resident] = []
         self._faster: list[Blocks | Recorded] = []  # what counts on weights that lie on the device
@@ -287,13 +292,28 @@ class ComfyModel:
     @torch.inference_mode()
     def encode_prompts(self, prompts: list[str], as_captions: bool = False) -> list:
         texts = map(literal, prompts) if as_captions else prompts
-        return [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)) for text in texts]
+        with self._kept():
+            return [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)) for text in texts]
+
+    def _patchers(self) -> list:
+        """What is trained."""
+        return [self.patcher, *([self.clip.patcher] if self._text_trained else [])]
+
+    def _kept(self) -> AbstractContextManager[None]:
+        """What is trained stays where it is inside, while it is trained."""
+        return held(*self._patchers()) if self._running else nullcontext()
+
+    def _first(self) -> None:
+        """Pages that had to give way may come again: ComfyUI leaves them out until the model is loaded anew, which would disturb adapters."""
+        for vbar in filter(None, map(_vbar, self._patchers())):
+            vbar.prioritize()
 
     @torch.inference_mode()
     def sample(self, positive: list, negative: list, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:
         latents = torch.zeros(1, *shape)
         sampler, scheduler, steps = self.family.sampler
-        with held(self.patcher, self.clip.patcher) if self._text_trained else held(self.patcher), ExitStack() as stack:
+        with held(*self._patchers()), ExitStack() as stack:
+            stack.callback(self._first)
             for resident in self._resident:  # the sampler and the VAE may need the room, and ComfyUI looks at every page that is pinned
                 stack.enter_context(resident.given_back(self._missed))
             found = comfy.sample.sample(self.patcher, comfy.sample.prepare_noise(latents, seed), steps, cfg or self.family.cfg, sampler, scheduler,
@@ -324,8 +344,16 @@ class ComfyModel:
 
     def memory(self) -> tuple[int, int | None]:
         packed = self._packed.bytes if self._packed else 0
-        paged = packed and getattr(self.patcher, "is_dynamic", lambda: False)()  # what was paged in to be packed gives way as soon as room is needed
-        return (0 if paged else int(self.patcher.loaded_size())) + packed, int(comfy.model_management.get_free_memory(self.device))
+        gives_way = self._away and getattr(self.patcher, "is_dynamic", lambda: False)()  # as soon as room is needed
+        return (0 if gives_way else int(self.patcher.loaded_size())) + packed, self._free(() if gives_way else self._patchers())
+
+    def _free(self, kept: Sequence) -> int:
+        """Bytes that torch can still take on the device: also what is paged in there (dynamic VRAM), which gives way to it; not so that of `kept`."""
+        manage = comfy.model_management
+        pages = {id(vbar): vbar for one in manage.current_loaded_models if one.model is not None and one.model.load_device == self.patcher.load_device
+                 for vbar in (_vbar(one.model),) if vbar is not None}
+        ours = {id(_vbar(patcher)) for patcher in kept}
+        return int(manage.get_free_memory(self.device)) + sum(vbar.loaded_size() for key, vbar in pages.items() if key not in ours)
 
     def _room(self, largest: tuple[int, ...], checkpointing: int) -> float:
         """Bytes that a step takes beside the weights, roughly: SD1.5 at 256x256 on the CPU took 0.28 (attention) to 0.4 MiB a latent
@@ -340,7 +368,7 @@ class ComfyModel:
         """Whether what ComfyUI pages in on demand (dynamic VRAM) can stay on the device as a whole, beside `room` bytes; False where it pages nothing."""
         patchers = [p for p in (self.patcher, *([self.clip.patcher] if text_encoders else [])) if getattr(p, "is_dynamic", lambda: False)()]
         manage, missing = comfy.model_management, sum(max(0, p.model_size() - p.loaded_size()) for p in patchers)
-        return bool(patchers) and manage.get_free_memory(self.device) - manage.extra_reserved_memory() >= missing + room
+        return bool(patchers) and self._free(patchers) - manage.extra_reserved_memory() >= missing + room
 
     @contextmanager
     def training(self, precision: str, text_encoders: bool, checkpointing: int, largest: tuple[int, ...] = (),
@@ -348,19 +376,22 @@ class ComfyModel:
                  recorded: Recorded | None = None) -> Iterator[None]:
         manage = comfy.model_management
         self._dtype = compute_dtype(precision, self.device, self.family.cpu_bf16)
-        away, room = self.can_offload and (offload or in_nf4), self._room(largest, checkpointing)
-        self.load(text_encoders, 1e30 if away else room)
+        self._away, room = self.can_offload and (offload or in_nf4), self._room(largest, checkpointing)
+        self.load(text_encoders, 1e30 if self._away else room)
         with ExitStack() as stack:
-            if not away and self._fits(text_encoders, room):
+            stack.enter_context(getattr(manage, "cuda_device_context", nullcontext)(self.device))  # ComfyUI's streams are the current device's
+            self._text_trained = text_encoders
+            if not self._away and self._fits(text_encoders, room):
                 for prefix, root in self.modules(text_encoders).items():
-                    resident = Resident(root, self.device_of(prefix))
+                    resident = Resident(root, self.device_of(prefix), self._first)
                     stack.callback(resident.release)
                     resident.hold(_poll)
                     self._resident.append(resident)
                 stack.callback(self._resident.clear)
             self._faster = [one for one in (blocks, recorded) if one is not None]
             stack.enter_context(product.in_bf16(self.device.type == "cpu" and self._dtype == torch.bfloat16))
-            self._text_trained = text_encoders
+            self._running = True
+            stack.callback(setattr, self, "_running", False)
             if text_encoders:  # it is asked for at every encoding
                 stack.callback(self.clip.__dict__.pop, "load_model", None)
                 self.clip.load_model = lambda *_, **__: self.clip.patcher

@@ -20,8 +20,9 @@ class Resident:
 
     For use after the model was loaded, and before there is anything of ours in its tree."""
 
-    def __init__(self, root: torch.nn.Module, device: torch.device) -> None:
-        self.device, self.count = device, 0
+    def __init__(self, root: torch.nn.Module, device: torch.device, first: Callable[[], None] = lambda: None) -> None:
+        """first: lets all of the model's pages in again. Where any had to give way, ComfyUI keeps that and all behind it out until then."""
+        self.device, self.count, self._first = device, 0, first
         self._layers = list(root.modules())
         self._held = ExitStack()
 
@@ -40,11 +41,13 @@ class Resident:
     def given_back(self, missed: Callable[[], None]) -> Iterator[None]:
         """Released inside, and held again afterwards, in the same place; `missed` is called where not all can be."""
         before, now = self.count, 0
+        self._first()  # what is kept out as it is released is gone
         self.release()
         try:
             yield
         finally:
             try:
+                self._first()
                 now = self.hold()
             finally:
                 if now < before:

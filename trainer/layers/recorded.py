@@ -282,8 +282,9 @@ class Cuda:
                 with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                     yield graph
             except BaseException:
-                with suppress(Exception):
+                with suppress(Exception):  # where torch could not end it, and so gives nothing back either
                     torch._C._cuda_endAllocateToPool(self.stream.device.index, self.pool)
+                    torch._C._cuda_releasePool(self.stream.device.index, self.pool)
                 with suppress(Exception):
                     generator.graphsafe_set_state(spare)
                 raise
