@@ -5,6 +5,7 @@ import gc
 import logging
 import math
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -146,7 +147,7 @@ class Attempts:
             if faster is not None:
                 faster.begin(room)
         try:
-            with capped(self.model.device, self._cap(needs)):
+            with capped(self.model.device, self._cap(needs)), self._paged(needs):
                 self._loop(objective, fitting)
         except BaseException as error:
             again = self._after(torch.OutOfMemoryError(str(error)) if out_of_memory(error) else error, cheaper, fitting, needs)
@@ -231,6 +232,11 @@ class Attempts:
             return 0
         held = torch.cuda.memory_allocated(device)
         return max(round(budget * 2**30) + held - needs.base - needs.lora, held + needs.optimizer + needs.step)
+
+    def _paged(self, needs: estimate.Memory | None) -> AbstractContextManager[None]:
+        """What the budget leaves to weights that come and go outside torch's memory."""
+        budget = self.config.train.memory_budget
+        return self.model.limited(max(0, round(budget * 2**30) - needs.lora - needs.optimizer - needs.step)) if budget and needs else nullcontext()
 
     def _largest(self, fitting: Fitting) -> tuple[int, ...]:
         """(B, C, H/8, W/8) of the largest part of a micro-batch that can come."""

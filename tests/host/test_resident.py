@@ -69,6 +69,11 @@ class Pages:
     def prioritize(self) -> None:
         self.mark = math.inf
 
+    def set_watermark(self, size: int) -> None:
+        self.mark = size
+        for place in [p for p in self.memory if p >= size and not self.pins[p]]:
+            del self.memory[place]
+
     def give_way(self, size: int) -> None:
         """To something else on the device: the last pages go first, and pinned ones count without going."""
         for place in sorted(self.memory, reverse=True):
@@ -377,13 +382,15 @@ def test_what_gives_way_counts_as_free(dynamic: SimpleNamespace, monkeypatch: py
 def test_a_budget_below_a_model_whose_pages_are_resident(dynamic: SimpleNamespace, circles: Callable[..., Path], tmp_path: Path) -> None:
     loom = dynamic.open(dynamic.model, dynamic.clip, dynamic.vae)
     gradients(loom)  # as after a picture was made
-    loom.can_offload, said = True, []
-    config = CONFIG.replace(samples={"sample_steps": 0}, train={"memory_budget": 0.008})
+    loom.can_offload, said, there = True, [], []
+    config = CONFIG.replace(train={"memory_budget": 0.008, "steps": 4})  # a sample every second step
     assert dynamic.pages().loaded_size() > 0.008 * 2**30
     with torch.inference_mode():
         train(loom, read_dataset(circles("a {} circle (round)"), resolution=64, min_size=32), config, loras_folder=tmp_path / "loras",
-              runs_folder=tmp_path / "runs", hooks=Hooks(event=lambda name, facts: said.append(facts.get("change"))))
+              runs_folder=tmp_path / "runs", hooks=Hooks(event=lambda name, facts: said.append(facts.get("change")),
+                                                         progress=lambda now: now.phase == "train" and there.append(dynamic.pages().loaded_size())))
     assert "base model kept off the device" in said
+    assert len(there) == 4 and all(0 < size < 0.008 * 2**30 for size in there) and dynamic.pages().mark == math.inf
 
 
 def test_prompts_are_encoded_beside_a_model_that_is_trained(dynamic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,7 @@ class ComfyModel:
         self._dtype = torch.float32
         self._text_trained = self._running = self._away = False
         self._packed: nf4.Packed | None = None
+        self._most: int | None = None  # bytes of pages
         self._resident: list[Resident] = []
         self._faster: list[Blocks | Recorded] = []  # what counts on weights that lie on the device
 
@@ -307,6 +308,22 @@ class ComfyModel:
         """Pages that had to give way may come again: ComfyUI leaves them out until the model is loaded anew, which would disturb adapters."""
         for vbar in filter(None, map(_vbar, self._patchers())):
             vbar.prioritize()
+        self._limit()
+
+    def _limit(self) -> None:
+        vbar = None if self._most is None else _vbar(self.patcher)
+        if hasattr(vbar, "set_watermark"):  # newer comfy-aimdo
+            vbar.set_watermark(self._most)
+
+    @contextmanager
+    def limited(self, most: int) -> Iterator[None]:
+        self._most = most
+        self._limit()
+        try:
+            yield
+        finally:
+            self._most = None
+            self._first()
 
     @torch.inference_mode()
     def sample(self, positive: list, negative: list, shape: tuple[int, ...], seed: int, cfg: float) -> torch.Tensor:

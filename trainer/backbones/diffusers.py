@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -186,6 +186,9 @@ class DiffusersModel:
     def memory(self) -> tuple[int, int | None]:
         held = sum(p.numel() * p.element_size() for p in self.unet.parameters() if not p.requires_grad and p.device.type == self.device.type)
         return held + (self._packed.bytes if self._packed else 0), free_memory(self.device)
+
+    def limited(self, most: int) -> AbstractContextManager[None]:
+        return nullcontext()  # nothing comes by itself
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         return ask_in_groups(self._ask, noisy, timesteps, batch.sizes, conditioning)

@@ -106,6 +106,9 @@ class TrainableModel(Protocol):
     def memory(self) -> tuple[int, int | None]:
         """(bytes of the base model on `device`, bytes free there beside it; None where nobody knows), inside `training`."""
 
+    def limited(self, most: int) -> AbstractContextManager[None]:
+        """Inside, of what the host brings to the device on demand by itself no more than so many bytes stay there."""
+
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: Batch, conditioning: list[Conditioning]) -> torch.Tensor:
         """The model's raw output (B, C, H/8, W/8) in fp32 for noisy latents and timesteps (B,): integers, or sigmas in 0..1 for flow."""
 
