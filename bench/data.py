@@ -28,7 +28,7 @@ from lora_loom.trainer.state import State
 from lora_loom.trainer.toy import arch, demo
 from meters import Peak
 from PIL import Image
-from report import heading, table, write
+from report import at_least, heading, table, write
 from skimage import data
 
 SETTINGS = {"resolution": arch.SIZE, "min_size": arch.SIZE, "trigger_word": "zxc"}
@@ -72,8 +72,8 @@ def loaded(encoded: Encoded, count: int) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=60, help="of each round of training")
+    parser.add_argument("--pictures", type=at_least(1), default=10_000)
+    parser.add_argument("--steps", type=at_least(7), default=60, help="of each round of training")
     parser.add_argument("--write", action="store_true", help="append the tables to bench/RESULTS.md")
     given = parser.parse_args()
     count, rows = given.pictures, []

@@ -19,7 +19,7 @@ from lora_loom.trainer.config import LoomConfig
 from lora_loom.trainer.data.folder import read_dataset
 from lora_loom.trainer.toy import arch, shapes
 from meters import private_bytes, trim
-from report import heading, table, write
+from report import at_least, heading, table, write
 
 WARM = 5  # steps that are not counted
 
@@ -93,9 +93,9 @@ def long(model: backbone.DiffusersModel, home: Path, steps: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=["batch", "pixels", "pictures", "long"], default=["batch", "pixels", "pictures", "long"])
-    parser.add_argument("--steps", type=int, default=10_000, help="of the long run")
-    parser.add_argument("--timed", type=int, default=30, help="timed steps a case and round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=at_least(1), default=10_000, help="of the long run")
+    parser.add_argument("--timed", type=at_least(1), default=30, help="timed steps a case and round")
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--write", action="store_true", help="append the tables to bench/RESULTS.md")
     given = parser.parse_args()
     report, model = heading("python bench/growth.py"), backbone.load(arch.NAME, "cpu", "fp32")

@@ -20,7 +20,7 @@ from lora_loom.trainer.config import LoomConfig
 from lora_loom.trainer.data.folder import read_dataset
 from lora_loom.trainer.toy import arch, demo, shapes, stars
 from lora_loom.trainer.toy.make_base import sample
-from report import heading, table, write
+from report import at_least, heading, table, write
 
 PRESENT, STILL = 0.8, 0.9  # the demo's marks
 
@@ -99,8 +99,8 @@ def run(name: str, folder: Path, every: int, most: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--every", type=int, default=50, help="steps between two scores")
-    parser.add_argument("--steps", type=int, default=600, help="at most")
+    parser.add_argument("--every", type=at_least(1), default=50, help="steps between two scores")
+    parser.add_argument("--steps", type=at_least(1), default=600, help="at most")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
     given = parser.parse_args()
     attempts.Samples = Scored

@@ -19,7 +19,7 @@ from lora_loom.trainer.backbones import diffusers as backbone
 from lora_loom.trainer.data.folder import read_dataset
 from lora_loom.trainer.toy import arch, demo, shapes
 from PIL import Image
-from report import heading, table, write
+from report import at_least, heading, table, write
 
 COLOURS = [colour for colour in shapes.COLOURS if colour != "white"]
 ASKED = random.Random(3).sample([s for s in shapes.scenes((shapes.CONCEPT,)) if "white" not in (s.colour, s.background)], 40)
@@ -40,7 +40,7 @@ def draw_stars(folder: Path, count: int = 20) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=at_least(1), default=300)
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
     given = parser.parse_args()
     rows = [["pictures", "stars of those asked for", "on the background asked for", "both, in the colour asked for", "on white instead"]]
@@ -50,7 +50,8 @@ def main() -> None:
         for masks in ("none", "files"):
             model = backbone.load(arch.NAME)
             dataset = read_dataset(stars, resolution=arch.SIZE, min_size=arch.SIZE, trigger_word=shapes.CONCEPT, masks=masks)
-            config = demo.CONFIG.replace(train={"steps": given.steps}, samples={"sample_steps": 0}, output={"name": masks}, loss={"unmasked_weight": 0.0})
+            config = demo.CONFIG.replace(train={"steps": given.steps}, samples={"sample_steps": 0}, output={"name": f"masks_{masks}"},
+                                         loss={"unmasked_weight": 0.0})
             result = job.train(model, dataset, config, loras_folder=folder / "loras", runs_folder=folder / "runs")
             pipeline = demo.pipeline_with(model, result.path)
             seen = [shapes.read(image) for image in pictures(model, ASKED)]

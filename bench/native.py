@@ -175,6 +175,8 @@ def options() -> argparse.Namespace:
     given.steps, given.warm = given.steps or (3 if given.device == "cpu" else 60), given.warm or (1 if given.device == "cpu" else 40)
     if min(given.rounds, given.steps, given.warm, given.batch, given.rank, given.seeds, given.error_steps) < 1:
         parser.error("--rounds, --steps, --warm, --batch, --rank, --seeds and --error-steps take 1 or more")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device; take --device cpu, or install a CUDA build of torch")
     if given.model == "flux" and not ("timing" in given.only and set() < {*given.only} - {"timing"} <= FLOW):
         parser.error(f"--model flux is trained by LoRA Loom alone: add --only timing and some of {' '.join(sorted(FLOW))}")
     if given.size < 64 or given.size % 64:

@@ -18,7 +18,7 @@ from bases import Base, load_toy, start_comfyui
 from cases import Run, native, ours
 from meters import tidy
 from PIL import Image
-from report import heading, table, write
+from report import at_least, heading, table, write
 
 PRESENT, STILL = 0.8, 0.9  # the demo's marks
 STEPS = (50, 100, 150, 200, 300, 400, 600, 800, 1200)
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=["default", "bypass", "batch", "ours", "alone"], default=[])
     parser.add_argument("--rates", nargs="+", type=float, default=[], help="learning rates, instead of each case's own")
-    parser.add_argument("--steps", type=int, default=800, help="at most")
+    parser.add_argument("--steps", type=at_least(50), default=800, help="at most; the first score is after 50")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "In CPU autocast")

@@ -1,8 +1,10 @@
 """How the benchmarks write down what they measured: date, command, machine, versions, tables."""
 from __future__ import annotations
 
+import argparse
 import contextlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +19,15 @@ _GIVEN = sys.argv[1:]  # ComfyUI is given arguments of its own later
 RESULTS = ROOT / "bench" / "RESULTS.md"
 
 
+def at_least(least: int):
+    """A number of that size or more, as argparse's `type`."""
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+    return number
+
+
 def table(*rows: list[str]) -> str:
     return "\n".join(["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])])
 
@@ -24,7 +35,7 @@ def table(*rows: list[str]) -> str:
 def heading(program: str, *more: str) -> list[str]:
     """Date, the command as it was given, machine and versions; `more` versions, such as ComfyUI's."""
     packages = ", ".join([f"{name} {version(name)}" for name in ("torch", "peft", "diffusers")] + list(more))
-    return [f"### {time.strftime('%Y-%m-%d %H:%M')}", f"`{' '.join([program, *_GIVEN])}`",
+    return [f"### {time.strftime('%Y-%m-%d %H:%M')}", f"`{program} {shlex.join(_GIVEN)}`".replace(" `", "`"),
             f"{_machine()}. Python {platform.python_version()}, {packages}, LoRA Loom {_commit()}"]
 
 

@@ -196,7 +196,7 @@ class LoRAConfig(io.ComfyNode):
                 option(io.Boolean, "plain_layers",
                        "Computes with torch's and PEFT's own layers: slower, with more memory. To compare, or where the faster ones fail.", advanced=True),
                 option(io.Combo, "base_precision",
-                       "nf4 holds the base model's blocks in 4 bits while it trains: a quarter of the memory, slower. Needs bitsandbytes.",
+                       "nf4 holds the base model's blocks in 4 bits while it trains: a quarter of the memory on a GPU, slower. Needs bitsandbytes.",
                        options=list(BASE_PRECISIONS), advanced=True),
                 option(io.Combo, "compile",
                        "Faster steps by CUDA graphs and by torch.compile for the base model's blocks. auto: on a GPU, each where it pays within the run.",

@@ -76,6 +76,20 @@ def test_a_mistake_is_one_line_and_code_2(folder, capsys):
     assert captured.err.startswith("lora-loom: error: key 'lora_rnak'") and captured.err.count("\n") == 1 and captured.out == ""
 
 
+@pytest.mark.parametrize("name", ["peft", "lora_loom.trainer.nothing"])
+def test_a_package_that_is_missing(folder, capsys, monkeypatch, name):
+    def missing(*_):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(cli, "train_from", missing)
+    if name != "peft":  # our own: no pip would mend it
+        with pytest.raises(ModuleNotFoundError):
+            cli.main(["train", str(folder)])
+        return
+    assert cli.main(["train", str(folder)]) == 2
+    assert "the package peft is missing" in capsys.readouterr().err
+
+
 def test_dry_run_shows_the_plan_and_loads_no_weights(folder, capsys, monkeypatch):
     from lora_loom.trainer.backbones import diffusers as backbone
 

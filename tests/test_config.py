@@ -69,6 +69,7 @@ def test_what_turns_needs_a_plane(change):
     ("optim", "learning_rate", "1e-4", "not a number"),
     ("optim", "text_encoder_lr", -1, "below 0"),
     ("optim", "scheduler", "cosin", "did you mean 'cosine'?"),
+    ("train", "base_precision", "NF4", "did you mean 'nf4'?"),
     ("optim", "warmup_steps", -1, "below 0"),
     ("optim", "cycles", 0, "below 1"),
     ("optim", "weight_decay", -0.1, "below 0"),

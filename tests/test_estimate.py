@@ -150,9 +150,10 @@ def test_a_budget_is_kept_by_giving_up_speed_and_one_too_small_is_refused(datase
     now = next(data for name, data in events if name == "memory")
     assert now["base"] + now["lora"] + now["optimizer"] + now["step"] <= held + needs["step"] / 2
     assert small.losses == pytest.approx(whole.losses, rel=1e-4)
-    with pytest.raises(LoomError, match="memory_budget 0.01 GB is below the 0.1 GB that this run takes after gradient checkpointing") as error:
+    with pytest.raises(LoomError, match="memory_budget 0.01 GB is below the 0.01[0-9] GB that this run takes after gradient checkpointing") as error:
         run(dataset, config.replace(train={"memory_budget": 0.01}), tmp_path / "none")
-    assert error.value.fix == {"memory_budget": 0.1} and not list((tmp_path / "none" / "loras").glob("*"))
+    assert not list((tmp_path / "none" / "loras").glob("*"))
+    run(dataset, config.replace(train=error.value.fix), tmp_path / "enough")
 
 
 def test_bf16_without_its_instructions_is_said(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,7 @@ def test_mixed_precision(folder, written, meant):
 
 @pytest.mark.parametrize("text, parts", [
     ("lora_rnak: 8", ["'lora_rnak'", "unknown", "did you mean 'lora_rank'", "lora-loom train --keys"]),
+    ("quantize: true", ["'quantize' in", "is unknown: `lora-loom train --keys`"]),
     ("lr_shceduler: cosine", ["'lr_shceduler'", "did you mean 'lr_scheduler'"]),
     ("zzz: 1", ["'zzz'", "unknown", "lora-loom train --keys"]),
     ("lora_rank: 0", ["lora_rank 0 is below 1: lora_rank takes 1 to 512"]),

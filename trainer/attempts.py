@@ -218,10 +218,11 @@ class Attempts:
         budget, config = self.config.train.memory_budget, self.config
         if not budget or needs is None or needs.total <= budget * 2**30:
             return
-        enough, after = math.ceil(needs.total / 2**30 * 10) / 10, f" after {', '.join(self.changes)}" if self.changes else ""
+        share = min(0.1, 10 ** (math.floor(math.log10(needs.total / 2**30)) - 1))
+        enough, after = round(math.ceil(needs.total / 2**30 / share) * share, 9), f" after {', '.join(self.changes)}" if self.changes else ""
         raise LoomError(f"memory_budget {budget:g} GB is below the {enough:g} GB that this run takes{after}: raise it, or lower the resolution "
                         f"({self.dataset.resolution}), the rank ({config.adapter.rank}) or the batch_size ({config.train.batch_size})",
-                        {"memory_budget": enough})
+                        {"memory_budget": max(enough, 0.1)})
 
     def _cap(self, needs: estimate.Memory | None) -> int:
         """Bytes that torch may reserve so that the run stays within its budget beside what others hold on the device; 0: no budget.

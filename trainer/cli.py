@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -26,11 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a Windows console may lack the letters of a file's name
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a faster kernel that it may download, and does without
     try:
         options = _parser().parse_args(argv)
         return options.command(options)
     except LoomError as error:
         print(f"lora-loom: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == "lora_loom":
+            raise
+        print(f"lora-loom: error: the package {error.name} is missing: install all that the command line needs with "
+              "`python -m pip install \"comfyui-lora-loom[standalone]\"`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lora-loom: interrupted", file=sys.stderr)
@@ -67,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a LoRA as a YAML file describes it")
     train.add_argument("config", type=Path, help="YAML with lora-scripts' keys: train_data_dir, base_model, lora_rank …")
     train.add_argument("--keys", action=_Keys, nargs=0, help="list the YAML's keys with their defaults, and leave")
-    train.add_argument("--dry-run", action="store_true", help="print the resolved plan; load no weights, train nothing")
+    train.add_argument("--dry-run", action="store_true", help="print the plan with every value; load no weights, train nothing")
     train.set_defaults(command=train_command)
 
     checking = commands.add_parser("check", help="report on a folder of pictures and captions")

@@ -43,7 +43,7 @@ def _limit(owner: str, name: str, value: Any, low: float, high: float) -> None:
 
 def _choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1, 0.4)
+        near = difflib.get_close_matches(str(value).lower(), choices, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise LoomError(f"{name} {value!r} is unknown: {owner}.{name} is one of {', '.join(choices)}{hint}")
 

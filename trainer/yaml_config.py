@@ -126,7 +126,7 @@ KEYS = (
     Key("save_precision", "output.save_dtype", "fp16, bf16 or fp32"),
     Key("resume", "run.resume", "a run's name below output_dir/lora_loom that was stopped: it goes on", ""),
     Key("log_dir", "run.log_dir", "TensorBoard events; the run's own folder where not given", "", "path"),
-    Key("device", "run.device", "auto, cpu or cuda", "auto"),
+    Key("device", "run.device", "auto, cpu, cuda, or cuda:1 for the second card", "auto"),
     Key("task_type", "run.task_type", "text-to-image, the only task here", "text-to-image"),
 )
 ALIASES = {"shuffle_caption": "shuffle_tags", "caption_tag_dropout_rate": "tag_dropout", "cache_latents_to_disk": "cache",
@@ -201,7 +201,7 @@ def _canonical(tree: dict, source: str) -> dict[str, Any]:
     for written, value in tree.items():
         name = ALIASES.get(written, written)
         if name not in _TABLE:
-            near = difflib.get_close_matches(str(name), [*_TABLE, *ALIASES], 1, 0.5)
+            near = difflib.get_close_matches(str(name), [*_TABLE, *ALIASES], 1, 0.6)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise LoomError(f"key {written!r} in {source} is unknown: {hint}`lora-loom train --keys` lists the valid ones")
         if name in result:
