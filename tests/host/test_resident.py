@@ -89,7 +89,8 @@ class Pages:
 @pytest.fixture
 def dynamic(comfy_modules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """ComfyUI with dynamic VRAM: the toy base as MODEL, CLIP, VAE, and the pages of the MODEL once it was loaded."""
-    pytest.importorskip("comfy_aimdo.model_vbar", reason="older ComfyUIs know no dynamic VRAM")
+    for name in ("comfy_aimdo.model_vbar", "comfy.pinned_memory"):
+        pytest.importorskip(name, reason="older ComfyUIs know no dynamic VRAM")
     import comfy.model_management as manage
     import comfy.model_patcher
     import comfy.pinned_memory
